@@ -1,0 +1,55 @@
+# Everything here works on a fresh machine with Python >= 3.11 and pip: each target first makes the virtual environment.
+# Variables: PY (the Python to build it with), VENV (where), CONSTRAINTS (empty: the newest versions, torch's default build).
+
+VENV ?= .venv
+CONSTRAINTS ?= -c constraints.txt
+PY ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format types peers bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PY)" || { echo "No Python >= 3.11 with venv and pip found; name one: make PY=/path/to/python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PY) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check -q $(CONSTRAINTS) -e '.[dev]' || { printf '%s\n' >&2 \
+		"The installation failed. If pip tells of conflicts or of no torch ...+cpu: constraints.txt takes only a CPU build; show pip one," \
+		"  PIP_FIND_LINKS=<folder or page> or PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU builds> make ..." \
+		"or take torch's default build (gigabytes of CUDA on Linux) and the newest versions: make ... CONSTRAINTS="; exit 1; }
+	@touch $@
+
+demo: $(READY)  ## run the whole job on the models and data in the package
+	$(BIN)/paretomerge demo
+
+test: $(READY)  ## the test suite, without the slow tests
+	$(BIN)/python -m pytest -n 2
+
+test-slow: $(READY)  ## the slow tests alone
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY)  ## let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(READY)  ## mypy on src
+	$(BIN)/mypy
+
+peers:  ## build the other tools, each in an environment of its own, that tests and benchmarks compare with
+	bash benchmarks/peers/build.sh
+
+bench: $(READY) peers  ## speed and memory beside the peers
+	$(BIN)/python benchmarks/merge_speed.py
+
+clean:  ## remove the environment, caches and builds
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

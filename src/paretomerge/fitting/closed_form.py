@@ -1,0 +1,240 @@
+"""Data-free Pareto Merging in closed form: a truncated Tucker-2 decomposition, and K² numbers for smooth Tchebycheff.
+
+The objectives are S_k(θ) = ‖θ − (θ₀ + Kλ v_k)‖² (Chen & Kwok 2025, eq. 2). Around a base merge with equal shares, expert k
+asks for the deviation D_k = Kλ (v_k − v̄), v̄ the mean task vector, so Σ_k D_k = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from paretomerge import preferences
+from paretomerge.errors import UserError
+from paretomerge.merges.linear import task_arithmetic
+from paretomerge.sets.low_rank import Factors, LowRank, folded
+from paretomerge.sets.targets import choose_targets
+from paretomerge.weights.experts import Experts, matrix_shape
+from paretomerge.weights.lazy import Weights
+
+Slices = Callable[[], Iterator[tuple[slice, Tensor]]]
+"""A pass over D of one target: (rows, D[:, rows] (K, m', n) in fp32), all rows in order."""
+
+_IN_MEMORY = 1 << 26
+"""Up to this many entries (256 MiB) D is kept for all passes; a larger one is read anew in slices."""
+_OVERSAMPLING = 8
+
+
+def pareto_merging(
+    experts: Experts,
+    *,
+    on: Weights | None = None,
+    rank: int = 16,
+    targets: str | Sequence[str] = "attention",
+    fuse_qkv: bool = False,
+    scale: float | None = None,
+    scalarization: Literal["linear", "smooth-tchebycheff"] = "linear",
+    mu: float = 0.1,
+    alpha: float = 0.1,
+    beta: float = 0.0,
+    sweeps: int = 3,
+    seed: int = 0,
+    progress: Callable[[str, int], None] | None = None,
+) -> LowRank:
+    """The Pareto set W(γ) = W_base + A (Σ_k γ_k G_k) B that approximates eq. 3 best, without data and without training.
+
+    A and B are orthonormal, from a truncated Tucker-2 decomposition of D; the best cores are then the projections
+    P_k = Aᵀ D_k Bᵀ for linear scalarisation, G_k = P_k / (1 + β). For smooth Tchebycheff see ``tchebycheff_mixing``.
+
+    Args:
+        experts: base and experts.
+        on: the base merge W_base; None: Task Arithmetic with λ.
+        rank: r (the paper: 16); at most the smaller side of each matrix.
+        targets: ``"attention"`` (q, k, v: the paper's), ``"all"`` matrices, or globs.
+        fuse_qkv: one term for q, k and v of a block together.
+        scale: λ; None: 1/K, with which one-hot preferences aim at the experts themselves.
+        scalarization: ``"linear"`` or ``"smooth-tchebycheff"`` (eq. 9; the S_k divided by the mean ‖D_k‖², our choice, so
+            that μ does not depend on the model).
+        mu: μ of smooth Tchebycheff (not given in the paper).
+        alpha: of the Dirichlet distribution of γ (the paper: 0.1); smooth Tchebycheff only, as with linear scalarisation
+            the best cores are the same for all distributions.
+        beta: β, weight of R = Σ ‖A G_γ B‖² (the paper: 0.1 when fitted on data; 0 gives back eq. 3 itself).
+        sweeps: alternations of the decomposition.
+        seed: of the random start of the decomposition and of the sample of γ.
+        progress: called with each target's name and the number of its entries.
+    """
+    if rank < 1:
+        raise UserError(f"rank {rank}: must be at least 1")
+    if mu <= 0 or alpha <= 0 or beta < 0 or sweeps < 1:
+        raise UserError("mu and alpha must be positive, beta not negative, sweeps at least 1")
+    n_tasks = len(experts)
+    lam = 1 / n_tasks if scale is None else float(scale)
+    base = task_arithmetic(experts, scale=lam) if on is None else on
+    chosen = choose_targets(experts.infos, experts.merged, targets, fuse_qkv=fuse_qkv)
+
+    factors: dict[str, Factors] = {}
+    gram = torch.zeros(n_tasks, n_tasks, dtype=torch.float64)
+    energy = torch.zeros(n_tasks, dtype=torch.float64)  # ‖D_k‖² over the targets
+    for number, (target, members) in enumerate(chosen.items()):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        shape = (sum(rows for _, rows in members), experts.infos[members[0][0]].shape[1])
+        a, cores, b, norms = tucker2(_deviations(experts, members, n_tasks * lam), n_tasks, shape, rank, sweeps, generator)
+        factors[target] = Factors(a, cores.float(), b, members)
+        flat = cores.flatten(1)
+        gram += flat @ flat.T
+        energy += norms
+        if progress:
+            progress(target, n_tasks * shape[0] * shape[1])
+
+    rest = torch.zeros_like(energy)
+    if scalarization == "smooth-tchebycheff":
+        # what the targets cannot reach is part of S_k too: the other tensors, and D outside the subspace
+        varying = {name for members in chosen.values() for name, _ in members}
+        for name in (name for name in experts.merged if name not in varying):
+            rest += sum(d.double().square().sum((1, 2)) for _, d in _deviations(experts, ((name, 0),), n_tasks * lam)())
+        unit = float((energy + rest).mean()) or 1.0
+        mixing = tchebycheff_mixing(gram / unit, (energy + rest - gram.diagonal()) / unit, mu, alpha, beta, seed=seed)
+        base, factors = folded(base, {name: _mixed(f, mixing) for name, f in factors.items()})
+    elif scalarization == "linear":
+        factors = {name: _mixed(f, torch.eye(n_tasks, dtype=torch.float64) / (1 + beta)) for name, f in factors.items()}
+    else:
+        raise UserError(f"scalarization {scalarization!r}: choose linear or smooth-tchebycheff")
+    settings = {
+        "rank": rank, "targets": targets, "fuse_qkv": fuse_qkv, "scale": lam, "scalarization": scalarization,
+        "mu": mu, "alpha": alpha, "beta": beta, "sweeps": sweeps, "seed": seed,
+        "captured": round(float(gram.trace() / energy.sum()), 6) if float(energy.sum()) else 1.0,
+    }  # fmt: skip
+    return LowRank(experts.tasks, base, factors, settings)
+
+
+def tucker2(
+    slices: Slices, n_tasks: int, shape: tuple[int, int], rank: int, sweeps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Truncated Tucker-2 of D (K, m, n): orthonormal A (m, r) and B (r, n) that maximise Σ_k ‖Aᵀ D_k Bᵀ‖².
+
+    Higher-order orthogonal iteration (De Lathauwer et al. 2000) from a randomised range finder (Halko et al. 2011): with B
+    fixed, the best A spans the leading left singular vectors of [D_1 Bᵀ … D_K Bᵀ], and the other way round. D is only
+    multiplied, slice by slice.
+
+    Returns:
+        A, cores P_k = Aᵀ D_k Bᵀ (K, r, r) in fp64, B, and ‖D_k‖² (K,) in fp64.
+    """
+    m, n = shape
+    r = min(rank, m, n)
+    wide = min(r + _OVERSAMPLING, m, n)
+    norms = torch.zeros(n_tasks, dtype=torch.float64)
+    for _, d in slices():
+        norms += d.flatten(1).double().square().sum(1) if d.numel() < 1 << 22 else _squared_norms(d)
+
+    def times_b(b: Tensor) -> Tensor:  # [D_1 Bᵀ … D_K Bᵀ]: (m, K·s)
+        out = torch.empty(m, n_tasks * b.shape[0])
+        for rows, d in slices():
+            out[rows] = (d @ b.T).transpose(0, 1).flatten(1)
+        return out
+
+    def a_times(a: Tensor) -> Tensor:  # Aᵀ D_k: (K, s, n)
+        out = torch.zeros(n_tasks, a.shape[1], n)
+        for rows, d in slices():
+            out += a[rows].T @ d
+        return out
+
+    b = torch.randn(wide, n, generator=generator)
+    for sweep in range(sweeps + 1):
+        size = wide if sweep < sweeps else r  # the last sweep is at the rank asked for
+        a = _leading(times_b(b), size)
+        product = a_times(a)
+        b = _leading(product.transpose(1, 2).transpose(0, 1).flatten(1), size).T
+    return a, product.double() @ b.T.double(), b.contiguous(), norms
+
+
+def tchebycheff_mixing(
+    gram: Tensor, constants: Tensor, mu: float, alpha: float, beta: float = 0.0, *, samples: int = 2048, seed: int = 0
+) -> Tensor:
+    """H (K, K) such that the cores G_j = Σ_k H_jk P_k minimise E_γ[smooth Tchebycheff] + β E_γ[R]; γ ~ Dirichlet(α).
+
+    In an orthonormal subspace S_k(γ) = ‖Σ_j γ_j G_j − P_k‖² + c_k sees the cores only through their distances to the P_k,
+    so the best cores lie in the span of the P_k: of K·r² unknowns per target, K² for the whole model are left. With
+    x = Hᵀγ and Q the Gram matrix of the P_k, S_k = (x − e_k)ᵀ Q (x − e_k) + c_k, and
+
+        g_γ = μ log Σ_k exp(γ_k S_k / μ)        (eq. 9 with z = 0)
+
+    is convex in H: a convex, non-decreasing function of convex quadratics. L-BFGS finds its minimum.
+
+    Args:
+        gram: Q_jk = ⟨P_j, P_k⟩ summed over all targets, (K, K) fp64.
+        constants: c_k, the part of S_k that the cores cannot change, (K,) fp64.
+        mu, alpha, beta: as in ``pareto_merging``.
+        samples: preferences that stand for the expectation.
+        seed: of that sample.
+    """
+    n_tasks = len(gram)
+    gammas = torch.from_numpy(preferences.dirichlet(n_tasks, samples, alpha, seed))
+    mixing = torch.eye(n_tasks, dtype=torch.float64, requires_grad=True)  # linear scalarisation's solution
+    optimizer = torch.optim.LBFGS(
+        [mixing], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        x = gammas @ mixing
+        qx = x @ gram
+        size = (x * qx).sum(1, keepdim=True)
+        distances = size - 2 * qx + gram.diagonal() + constants
+        value = (mu * torch.logsumexp(gammas * distances / mu, 1)).mean() + beta * size.mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return mixing.detach()
+
+
+def _deviations(experts: Experts, members: Sequence[tuple[str, int]], factor: float) -> Slices:
+    """Passes over D_k = Kλ (v_k − v̄) of the stacked members; ``factor`` is Kλ."""
+
+    def read() -> Iterator[tuple[slice, Tensor]]:
+        start = 0
+        for name, _ in members:
+            for rows, _, v in experts.chunks(name, entries=1 << 20):
+                d = (v - v.mean(0)).mul_(factor).float()
+                yield slice(start + rows.start, start + rows.stop), d
+            start += matrix_shape(experts.infos[name].shape)[0]
+
+    entries = len(experts) * sum(experts.infos[name].numel for name, _ in members)
+    if entries > _IN_MEMORY:
+        return read
+    kept: list[tuple[slice, Tensor]] = []
+
+    def remembered() -> Iterator[tuple[slice, Tensor]]:
+        if not kept:
+            parts = [d for _, d in read()]
+            whole = torch.cat(parts, 1)
+            kept.append((slice(0, whole.shape[1]), whole))
+        return iter(kept)
+
+    return remembered
+
+
+def _leading(matrix: Tensor, count: int) -> Tensor:
+    """The ``count`` leading left singular vectors of (m, c), orthonormal even where the matrix has lower rank."""
+    wide = matrix.double()
+    if matrix.shape[1] > matrix.shape[0]:
+        vectors = torch.linalg.eigh(wide @ wide.T)[1].flip(1)[:, :count]
+    else:
+        vectors = wide @ torch.linalg.eigh(wide.T @ wide)[1].flip(1)[:, :count]
+    if vectors.shape[1] < count:  # fewer columns than vectors asked for: any orthonormal completion will do
+        generator = torch.Generator().manual_seed(0)
+        extra = torch.randn(len(vectors), count - vectors.shape[1], generator=generator, dtype=torch.float64)
+        vectors = torch.cat([vectors, extra * vectors.norm() * 1e-12], 1)
+    return torch.linalg.qr(vectors)[0].float()
+
+
+def _squared_norms(d: Tensor) -> Tensor:
+    return torch.stack([row.flatten().dot(row.flatten()) for row in d]).double()
+
+
+def _mixed(factors: Factors, mixing: Tensor) -> Factors:
+    """G_j = Σ_k H_jk P_k."""
+    return Factors(factors.a, torch.tensordot(mixing, factors.g.double(), dims=1).float(), factors.b, factors.members)

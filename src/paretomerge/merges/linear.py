@@ -1,0 +1,45 @@
+"""Sums of task vectors: weight averaging and Task Arithmetic."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from paretomerge.merges.streaming import PerTask, by_rows, per_task
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights
+
+
+def average(experts: Experts, *, weights: PerTask = 1.0, normalize: bool = True) -> Weights:
+    """Weight averaging, a model soup (Wortsman et al. 2022): Σ_k w_k θ_k / Σ_k w_k.
+
+    The base only names the tensors. With ``normalize=False`` the sum is not divided (mergekit's option of that name).
+
+    Args:
+        experts: base and experts.
+        weights: w, one number or one per task.
+        normalize: divide by Σ_k w_k.
+    """
+    w = per_task(weights, experts.tasks, "weights")
+    total = float(w.sum())
+    if normalize and total == 0:
+        from paretomerge.errors import UserError
+
+        raise UserError("weights: they sum to zero, so there is no average")
+    w, of_base = (w / total, 1.0) if normalize else (w, total)
+    return by_rows(experts, lambda name, rows, base, v: weighted_sum(v, w).add_(base, alpha=of_base))
+
+
+def task_arithmetic(experts: Experts, *, scale: PerTask = 0.3) -> Weights:
+    """Task Arithmetic (Ilharco et al. 2023): θ₀ + Σ_k λ_k v_k.
+
+    Args:
+        experts: base and experts.
+        scale: λ, one number (0.3 is the paper's choice for eight tasks) or one per task.
+    """
+    lambdas = per_task(scale, experts.tasks, "scale")
+    return by_rows(experts, lambda name, rows, base, v: weighted_sum(v, lambdas).add_(base))
+
+
+def weighted_sum(v: Tensor, w: Tensor) -> Tensor:
+    """Σ_k w_k v_k as one matrix-vector product: v (K, m, n), w (K, 1, 1) -> (m, n)."""
+    return (w.view(1, -1).to(v.dtype) @ v.reshape(len(v), -1)).view(v.shape[1:])

@@ -1,0 +1,189 @@
+"""Merges that drop entries of the task vectors at random and rescale the rest: DARE and DELLA."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from paretomerge.errors import UserError
+from paretomerge.merges.consensus import elect_and_merge
+from paretomerge.merges.linear import weighted_sum
+from paretomerge.merges.streaming import Combine, PerTask, by_rows, per_task
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights
+
+_LEVELS = 1 << 16
+"""Keep probabilities are multiples of 2⁻¹⁶; what is rescaled is the probability used, so nothing is biased."""
+
+
+def dare_linear(
+    experts: Experts,
+    *,
+    density: PerTask = 0.1,
+    scale: PerTask = 0.3,
+    rescale: bool = True,
+    seed: int = 0,
+) -> Weights:
+    """DARE with Task Arithmetic (Yu et al. 2024): θ₀ + Σ_k λ_k m_k v_k / (1 − p), m_k ~ Bernoulli(1 − p).
+
+    Args:
+        experts: base and experts.
+        density: 1 − p, the share that is kept (the paper drops p = 0.9), one number or one per task.
+        scale: λ.
+        rescale: divide by 1 − p, which keeps the expectation of v_k; False: only drop.
+        seed: of the random masks; the same seed gives the same bytes.
+    """
+    lambdas = per_task(scale, experts.tasks, "scale")
+    keep, drop = _dropout(experts, density, seed)
+    factors = lambdas / keep if rescale else lambdas
+
+    def combine(name: str) -> Combine:
+        drop_ = drop(name)
+        return lambda _, rows, base, v: weighted_sum(drop_(v), factors).add_(base)
+
+    return by_rows(experts, combine, prepared=True)
+
+
+def dare_ties(
+    experts: Experts,
+    *,
+    density: PerTask = 0.1,
+    scale: float = 1.0,
+    weights: PerTask = 1.0,
+    normalize: bool = True,
+    rescale: bool = True,
+    seed: int = 0,
+) -> Weights:
+    """DARE in place of TIES' trim (Yu et al. 2024, with Yadav et al. 2023): drop, rescale, elect, disjoint mean.
+
+    Args:
+        experts: base and experts.
+        density: 1 − p, the share that is kept, one number or one per task.
+        scale: λ.
+        weights: w_k, in election and mean.
+        normalize: disjoint mean; False: disjoint sum (mergekit's default for this merge).
+        rescale: divide the kept entries by 1 − p.
+        seed: of the random masks.
+    """
+    w = per_task(weights, experts.tasks, "weights")
+    keep, drop = _dropout(experts, density, seed)
+
+    def combine(name: str) -> Combine:
+        drop_ = drop(name)
+
+        def rows(name: str, rows: slice, base: Tensor, v: Tensor) -> Tensor:
+            kept = drop_(v)
+            if rescale:
+                kept.div_(keep)
+            return elect_and_merge(kept, w, normalize=normalize).mul_(scale).add_(base)
+
+        return rows
+
+    return by_rows(experts, combine, prepared=True)
+
+
+def della(
+    experts: Experts,
+    *,
+    density: PerTask = 0.3,
+    epsilon: float = 0.1,
+    scale: float = 1.0,
+    weights: PerTask = 1.0,
+    normalize: bool = True,
+    rescale: bool = True,
+    elect: bool = True,
+    seed: int = 0,
+) -> Weights:
+    """DELLA (Deep et al. 2024): drop small entries more often than large ones, rescale, elect, fuse.
+
+    Within each row of a matrix (a vector is one row) the n entries are ranked by magnitude, r = 0 the smallest, and kept
+    with probability  1 − p_r = density − ε/2 + ε · r/(n − 1),  then divided by it.
+
+    Args:
+        experts: base and experts.
+        density: mean share that is kept, one number or one per task.
+        epsilon: ε, the width of the window of probabilities (the paper's; mergekit's epsilon is half of it).
+        scale: λ.
+        weights: w_k, in election and mean.
+        normalize: disjoint mean; False: disjoint sum.
+        rescale: divide each kept entry by its probability.
+        elect: elect signs; False: plain weighted mean (or sum) of the dropped task vectors.
+        seed: of the random masks.
+
+    Raises:
+        UserError: density ± ε/2 leaves [0, 1].
+    """
+    w = per_task(weights, experts.tasks, "weights")
+    densities = per_task(density, experts.tasks, "density").flatten().tolist()
+    for d in densities:
+        if not 0 < d - epsilon / 2 <= d + epsilon / 2 <= 1:
+            raise UserError(f"density {d:g} ± epsilon/2 {epsilon / 2:g} must stay within (0, 1]")
+    mean = w / w.sum() if normalize else w
+
+    def combine(name: str) -> Combine:
+        draws = _generators(name, len(experts), seed)
+
+        def rows(name: str, rows: slice, base: Tensor, v: Tensor) -> Tensor:
+            for v_k, d, draw in zip(v, densities, draws, strict=True):
+                _magnitude_drop_(v_k if v_k.shape[1] > 1 else v_k.T, d, epsilon, rescale, draw)
+            fused = elect_and_merge(v, w, normalize=normalize) if elect else weighted_sum(v, mean)
+            return fused.mul_(scale).add_(base)
+
+        return rows
+
+    return by_rows(experts, combine, prepared=True)
+
+
+def _magnitude_drop_(v: Tensor, density: float, epsilon: float, rescale: bool, draw: np.random.SFC64) -> None:
+    """DELLA's drop of one task vector's rows (m, n), in place."""
+    n = v.shape[1]
+    probability = density - epsilon / 2 + (epsilon * np.arange(n) / (n - 1) if n > 1 else epsilon / 2)
+    levels = np.round(probability * _LEVELS).clip(1, _LEVELS)
+    factor = (_LEVELS / levels if rescale else np.ones(n)).astype(np.float32)
+    # sorting (magnitude, position) as one integer gives the order and its positions at once, twice as fast as argsort
+    keys = np.empty((*v.shape, 2), np.uint32)
+    np.abs(v.numpy(), out=keys[..., 1].view(np.float32), casting="same_kind")
+    keys[..., 0] = np.arange(n, dtype=np.uint32)
+    order = keys.view(np.uint64)[..., 0]
+    order.sort(axis=1)
+    order &= np.uint64(0xFFFFFFFF)
+    kept = np.less_equal(_bits(draw, v.shape), (levels - 1).astype(np.uint16)) * factor
+    v.mul_(torch.empty(v.shape).scatter_(1, torch.from_numpy(order.view(np.int64)), torch.from_numpy(kept)))
+
+
+def _dropout(experts: Experts, density: PerTask, seed: int):  # noqa: ANN202
+    """The keep probabilities in use, (K, 1, 1), and for each tensor's name the function that drops entries in place."""
+    wanted = per_task(density, experts.tasks, "density")
+    if not bool(((wanted > 0) & (wanted <= 1)).all()):
+        raise UserError("density must be in (0, 1]: the share of entries that is kept")
+    levels = (wanted * _LEVELS).round().clamp(min=1).flatten().int().tolist()
+
+    def drop(name: str):  # noqa: ANN202
+        draws = _generators(name, len(experts), seed)
+
+        def drop_(v: Tensor) -> Tensor:
+            for v_k, level, draw in zip(v, levels, draws, strict=True):
+                if level < _LEVELS:
+                    mask = np.empty(v_k.shape, np.float32)
+                    np.less(_bits(draw, v_k.shape), np.uint16(level), out=mask, casting="unsafe")
+                    v_k.mul_(torch.from_numpy(mask))
+            return v
+
+        return drop_
+
+    return torch.tensor(levels).view(-1, 1, 1) / _LEVELS, drop
+
+
+def _generators(name: str, count: int, seed: int) -> list[np.random.SFC64]:
+    """One stream of random bits per task for one tensor: independent of the order in which tensors are merged."""
+    return [np.random.SFC64(np.random.SeedSequence((seed, zlib.crc32(name.encode()), k))) for k in range(count)]
+
+
+def _bits(draw: np.random.SFC64, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    """Uniform 16-bit integers."""
+    count = int(np.prod(shape))
+    return draw.random_raw(-(-count // 4)).view(np.uint16)[:count].reshape(shape)

@@ -1,0 +1,60 @@
+"""Merges in the singular vectors of the task matrices: TSV-Merging and Iso-C."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paretomerge.merges.streaming import by_tensor
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights
+from paretomerge.weights.roles import is_matrix
+
+def tsv(experts: Experts, *, scale: float = 1.0) -> Weights:
+    """TSV-Merging (Gargiulo et al. 2025): θ₀ + λ U⊥ Σ V⊥ᵀ for matrices, the mean task vector for all else.
+
+    Each v_k gives its top ⌊q/K⌋ singular triplets (q the full rank); the stacked U = [U_1 … U_K] is replaced by the nearest
+    matrix with orthonormal columns, U⊥ = P Qᵀ from its SVD P S Qᵀ, which takes the interference out, and so is V.
+
+    Args:
+        experts: base and experts.
+        scale: λ.
+    """
+
+    def combine(name: str, base: Tensor, v: Tensor) -> Tensor:
+        if not is_matrix(name, base.shape):
+            return base + scale * v.mean(0)
+        kept = max(1, min(base.shape) // len(v))
+        triplets = [_svd(v_k, kept) for v_k in v]
+        u, s, v_t = (torch.cat(parts, dim) for parts, dim in zip(zip(*triplets, strict=True), (1, 0, 0), strict=True))
+        return base + scale * (_nearest_orthonormal(u) * s) @ _nearest_orthonormal(v_t.T).T
+
+    return by_tensor(experts, combine)
+
+
+def iso_c(experts: Experts, *, scale: float = 1.0) -> Weights:
+    """Iso-C (Marczak et al. 2025): θ₀ + λ σ̄ U Vᵀ with Σ_k v_k = U Σ Vᵀ and σ̄ the mean singular value; else the mean v.
+
+    Args:
+        experts: base and experts.
+        scale: λ (the paper tunes it on validation data).
+    """
+
+    def combine(name: str, base: Tensor, v: Tensor) -> Tensor:
+        if not is_matrix(name, base.shape):
+            return base + scale * v.mean(0)
+        u, s, v_t = torch.linalg.svd(v.sum(0), full_matrices=False)
+        return base + scale * s.mean() * (u @ v_t)
+
+    return by_tensor(experts, combine)
+
+
+def _svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    u, s, v_t = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank], s[:rank], v_t[:rank]
+
+
+def _nearest_orthonormal(matrix: Tensor) -> Tensor:
+    """The closest matrix with orthonormal columns (Procrustes): P Qᵀ for the SVD P S Qᵀ."""
+    p, _, q_t = torch.linalg.svd(matrix, full_matrices=False)
+    return p @ q_t

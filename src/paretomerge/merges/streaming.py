@@ -1,0 +1,88 @@
+"""How a merge runs: tensor by tensor, and within a tensor by slices of rows, so that memory does not grow with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from paretomerge.errors import UserError
+from paretomerge.weights.experts import Experts, matrix_shape
+from paretomerge.weights.lazy import Weights
+
+Combine = Callable[[str, slice, Tensor, Tensor], Tensor]
+"""(name, rows, base (m, n), task vectors (K, m, n)) -> merged rows (m, n), all fp32."""
+
+PerTask = float | Mapping[str, float]
+"""One number for all tasks, or one per task by name."""
+
+V = TypeVar("V")
+
+
+def by_rows(experts: Experts, combine: Callable[[str], Combine] | Combine, *, prepared: bool = False) -> Weights:
+    """The merged model whose rows are ``combine(name, rows, base rows, task vectors' rows)``.
+
+    With ``prepared``, ``combine(name)`` is called first, once per tensor (to measure it, for instance), and returns the
+    function that combines its rows.
+    """
+
+    def read(name: str) -> Tensor:
+        info = experts.infos[name]
+        merged = torch.empty(matrix_shape(info.shape), dtype=info.dtype)
+        rule = combine(name) if prepared else combine  # type: ignore[call-arg]
+        for rows, base, task_vectors in experts.chunks(name):
+            part = merged[rows]
+            part.copy_(rule(name, rows, base, task_vectors))  # type: ignore[call-arg, arg-type]
+            # NaN and infinity survive a sum, and one sum a slice is nearly free; a finite overflow is told apart below
+            if not torch.isfinite(part.sum(dtype=base.dtype)) and not torch.isfinite(part.to(base.dtype)).all():
+                raise experts.not_finite(name)
+        return merged.view(info.shape)
+
+    return _merged(experts, read)
+
+
+def by_tensor(experts: Experts, combine: Callable[[str, Tensor, Tensor], Tensor]) -> Weights:
+    """The merged model whose tensors are ``combine(name, base, task vectors (K, *shape))``, each taken whole."""
+
+    def read(name: str) -> Tensor:
+        info = experts.infos[name]
+        dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
+        merged = combine(name, experts.base[name].to(dtype), experts.task_vectors(name)).to(info.dtype)
+        if not torch.isfinite(merged.to(dtype)).all():
+            raise experts.not_finite(name)
+        return merged
+
+    return _merged(experts, read)
+
+
+def _merged(experts: Experts, read: Callable[[str], Tensor]) -> Weights:
+    merged = frozenset(experts.merged)
+
+    def read_or_copy(name: str) -> Tensor:
+        name = experts.aliases.get(name, name)
+        return read(name) if name in merged else experts.base[name]
+
+    return Weights(experts.infos, read_or_copy)
+
+
+def per_task(value: PerTask | Sequence[float], tasks: Sequence[str], what: str) -> Tensor:
+    """One number per task as a (K, 1, 1) fp32 tensor, to multiply task vectors with.
+
+    Raises:
+        UserError: a mapping that lacks a task or names an unknown one, a sequence of another length.
+    """
+    if isinstance(value, Mapping):
+        if unknown := sorted(set(value) - set(tasks)):
+            raise UserError(f"{what}: no task is called {unknown[0]!r} (tasks: {', '.join(tasks)})")
+        if missing := [task for task in tasks if task not in value]:
+            raise UserError(f"{what}: no value for task {missing[0]!r}")
+        numbers = [float(value[task]) for task in tasks]
+    elif isinstance(value, Sequence):
+        if len(value) != len(tasks):
+            raise UserError(f"{what}: {len(value)} values for {len(tasks)} tasks")
+        numbers = [float(number) for number in value]
+    else:
+        numbers = [float(value)] * len(tasks)
+    return torch.tensor(numbers).view(-1, 1, 1)

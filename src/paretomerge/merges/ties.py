@@ -1,0 +1,61 @@
+"""TIES: trim, elect sign, disjoint merge (Yadav et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paretomerge.merges.consensus import elect_and_merge
+from paretomerge.merges.streaming import Combine, PerTask, by_rows, per_task
+from paretomerge.merges.threshold import magnitude_thresholds
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights
+
+
+def ties(
+    experts: Experts,
+    *,
+    density: PerTask = 0.2,
+    scale: float = 1.0,
+    trim: Literal["model", "tensor"] = "model",
+    weights: PerTask = 1.0,
+    normalize: bool = True,
+) -> Weights:
+    """θ₀ + λ · disjoint-mean(elect(trim(v_1)), …, elect(trim(v_K))).
+
+    Args:
+        experts: base and experts.
+        density: share of entries of each v_k that are kept, the largest in magnitude (the paper: 0.2).
+        scale: λ (the paper tunes it on validation data and suggests 1).
+        trim: where the share is taken: over the whole ``model``, as in the paper, or per ``tensor``, as mergekit does.
+            Entries as large as the smallest kept are all kept.
+        weights: w_k, in election and mean; one number or one per task.
+        normalize: disjoint mean, as in the paper; False: disjoint sum.
+    """
+    densities = per_task(density, experts.tasks, "density").flatten().tolist()
+    w = per_task(weights, experts.tasks, "weights")
+    whole_model = magnitude_thresholds(experts, experts.merged, densities) if trim == "model" else None
+
+    def combine(name: str) -> Combine:
+        thresholds = whole_model or magnitude_thresholds(experts, [name], densities)
+
+        def rows(name: str, rows: slice, base: Tensor, v: Tensor) -> Tensor:
+            kept = trim_(v, thresholds)
+            return elect_and_merge(kept, w, normalize=normalize).mul_(scale).add_(base)
+
+        return rows
+
+    return by_rows(experts, combine, prepared=True)
+
+
+def trim_(v: Tensor, thresholds: list[float]) -> Tensor:
+    """Zero the entries with |v_k| < t_k, in place: v (K, m, n), one threshold per task."""
+    for v_k, threshold in zip(v, thresholds, strict=True):
+        if threshold > 0:
+            # hardshrink keeps |v| > λ; the next number below t makes that |v| ≥ t
+            below = np.nextafter(np.asarray(threshold, dtype=str(v.dtype).removeprefix("torch.")), 0)
+            torch.ops.aten.hardshrink.out(v_k, float(below), out=v_k)
+    return v

@@ -1,0 +1,114 @@
+"""Pareto Merging's set: one base and a low-rank tensor per target matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.weights.lazy import TensorInfo, Weights
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A (out, r), G (K, r, r), B (r, in) of one target: one matrix, or several stacked by their rows (q, k and v).
+
+    ``members`` names the matrices and how many rows of A belong to each, in order.
+    """
+
+    a: Tensor
+    g: Tensor
+    b: Tensor
+    members: tuple[tuple[str, int], ...]
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+    def core(self, difference: Tensor) -> Tensor:
+        """Σ_k d_k G_k for a difference d of two preferences: (r, r), in fp64."""
+        return torch.tensordot(difference, self.g.double(), dims=1)
+
+
+class LowRank(ParetoSet):
+    """W(γ) = W_base + A (Σ_k (γ_k − 1/K) G_k) B for each target matrix (Chen & Kwok 2025, eqs 7 and 8).
+
+    The paper writes Σ_k γ_k G_k; its value at equal preference, A (Σ_k G_k / K) B, is part of W_base here, so the base is
+    the equal-preference model. At every γ the difference to the base is a LoRA of rank r: lora_B = A G_γ, lora_A = B.
+    """
+
+    method = "pareto-merging"
+
+    def __init__(
+        self, tasks: Sequence[str], base: Weights, factors: Mapping[str, Factors], settings: Mapping[str, Any] | None = None
+    ) -> None:
+        """``factors``: target's name -> its factors."""
+        super().__init__(tasks, base, settings)
+        self.factors = dict(factors)
+        self._rows: dict[str, tuple[Factors, slice]] = {}
+        for target in self.factors.values():
+            start = 0
+            for name, rows in target.members:
+                self._rows[name] = target, slice(start, start := start + rows)
+
+    @property
+    def varying(self) -> Collection[str]:
+        return self._rows.keys()
+
+    def low_rank(self, name: str, to: Tensor, since: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(A G_γ (rows, r), B (r, in)), fp32: the factors of tensor ``name`` at ``to`` less those at ``since`` (the base)."""
+        target, rows = self._rows[name]
+        core = target.core(to - (self.equal if since is None else since))
+        return (target.a[rows].double() @ core).float(), target.b.float()
+
+    def shift_(self, name: str, tensor: Tensor, to: Tensor, since: Tensor) -> Tensor:
+        left, right = (factor.to(tensor.device, tensor.dtype) for factor in self.low_rank(name, to, since))
+        return tensor.addmm_(left, right)
+
+    def stored(self) -> tuple[Weights, dict[str, Any]]:
+        tensors = {
+            f"{name}.{part}": tensor
+            for name, target in self.factors.items()
+            for part, tensor in (("A", target.a), ("B", target.b), ("G", target.g))
+        }
+        return Weights.of(tensors), {"targets": {name: dict(t.members) for name, t in self.factors.items()}}
+
+    @classmethod
+    def restored(
+        cls, tasks: Sequence[str], base: Weights, settings: Mapping[str, Any], tensors: Weights, facts: Mapping[str, Any]
+    ) -> LowRank:
+        factors = {
+            name: Factors(tensors[f"{name}.A"], tensors[f"{name}.G"], tensors[f"{name}.B"], tuple(members.items()))
+            for name, members in facts["targets"].items()
+        }
+        return cls(tasks, base, factors, settings)
+
+
+def folded(base: Weights, factors: Mapping[str, Factors]) -> tuple[Weights, dict[str, Factors]]:
+    """Rewrite base + A (Σ_k γ_k G_k) B so that the base is the equal-preference model and Σ_k G_k = 0.
+
+    With Ḡ the mean of the G_k: base' = base + A Ḡ B and G'_k = G_k − Ḡ. Nothing changes at any γ.
+    """
+    means = {name: target.g.double().mean(0) for name, target in factors.items()}
+    centred = {
+        name: Factors(t.a, (t.g.double() - means[name]).to(t.g.dtype), t.b, t.members) for name, t in factors.items()
+    }
+    additions: dict[str, tuple[Tensor, Tensor]] = {}
+    for name, target in factors.items():
+        left = target.a.double() @ means[name]
+        start = 0
+        for member, rows in target.members:
+            additions[member] = left[start : start + rows], target.b.double()
+            start += rows
+
+    def read(name: str) -> Tensor:
+        tensor = base[name]
+        left, right = additions[name]
+        return (tensor.double() + left @ right).to(tensor.dtype)
+
+    infos: dict[str, TensorInfo] = {name: base.infos[name] for name in additions}
+    return base.replacing(infos, read), centred

@@ -1,0 +1,119 @@
+"""PEFT LoRA adapter folders as experts: the task vector of a module is its scaled product ``B A``."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from paretomerge.errors import UserError
+from paretomerge.weights.checkpoint import read_json
+
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Factors:
+    """ΔW = scale · (down @ up) in the orientation in which the base stores W: down (rows, r), up (r, columns)."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.down.shape[0], self.up.shape[1])
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: ``factors`` by the name of the weight they add to, ``replaced`` tensors that are stored whole."""
+
+    path: Path
+    file: Path
+    config: dict[str, Any]
+    factors: dict[str, Factors]
+    replaced: dict[str, Tensor]
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds a PEFT adapter rather than a model."""
+    return (path / "adapter_config.json").exists() and not (path / "model.safetensors").exists()
+
+
+def open_adapter(path: Path) -> Adapter:
+    """Read a PEFT LoRA folder (any rank, rsLoRA, rank and alpha patterns, embeddings, ``modules_to_save``, biases).
+
+    The scaling is α/r, with rsLoRA α/√r (Kalajdzievski 2023); ``fan_in_fan_out`` (GPT-2's Conv1D) is transposed.
+
+    Raises:
+        UserError: not LoRA, DoRA, a damaged or pickled file, factors that do not pair up.
+    """
+    config = read_json(path / "adapter_config.json")
+    _supported(path, config)
+    file = path / "adapter_model.safetensors"
+    if not file.exists():
+        raise UserError(f"{file}: missing; adapters pickled as .bin are not read: save it again with a current peft")
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not a valid safetensors file ({error}): download it again") from error
+
+    factors: dict[str, Factors] = {}
+    replaced: dict[str, Tensor] = {}
+    for key, a in tensors.items():
+        name = key.removeprefix(_PREFIX)
+        embedding = name.endswith(".lora_embedding_A")
+        if name.endswith(".lora_A.weight") or embedding:
+            module = name.removesuffix(".lora_embedding_A").removesuffix(".lora_A.weight")
+            partner = key.replace("lora_embedding_A", "lora_embedding_B") if embedding else (
+                key.removesuffix("lora_A.weight") + "lora_B.weight"
+            )
+            b = tensors.get(partner)
+            if b is None:
+                raise UserError(f"{file}: {key} has no {partner.rsplit('.', 2)[-2]} beside it: save the adapter again")
+            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+                raise UserError(f"{file}: {key} {tuple(a.shape)} and its partner {tuple(b.shape)} are no LoRA pair")
+            scale = _scale(config, module, a.shape[0])
+            # an embedding is stored (tokens, width) but adapted as (B A)ᵀ, and so is Conv1D's (in, out)
+            transposed = embedding or bool(config.get("fan_in_fan_out"))
+            down, up = (a.T, b.T) if transposed else (b, a)
+            factors[f"{module}.weight"] = Factors(down.contiguous(), up.contiguous(), scale)
+        elif name.endswith(".lora_B.bias"):
+            raise UserError(f"{file}: {key}: LoRA with its own bias (lora_bias) is not supported: merge it into a model")
+        elif not re.search(r"\.lora_(embedding_)?B(\.weight)?$", name):
+            # modules_to_save and trained biases: whole tensors under the module's own name
+            replaced[name.replace(".modules_to_save.default", "").replace(".base_layer.", ".")] = a
+    if not factors and not replaced:
+        raise UserError(f"{file}: no LoRA factors in it")
+    return Adapter(path, file, config, factors, replaced)
+
+
+def _supported(path: Path, config: dict[str, Any]) -> None:
+    kind = str(config.get("peft_type", "?")).upper()
+    file = path / "adapter_config.json"
+    if kind != "LORA":
+        raise UserError(f"{file}: peft_type {kind} is not LoRA: merge it into a model first (merge_and_unload)")
+    for option, label in {"use_dora": "DoRA", "megatron_config": "Megatron LoRA", "layer_replication": "layer replication"}.items():
+        if config.get(option):
+            raise UserError(f"{file}: {label} is not a sum base + B·A: merge it into a model first (merge_and_unload)")
+
+
+def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
+    nominal = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
+    return float(alpha) / (math.sqrt(nominal) if config.get("use_rslora") else nominal)
+
+
+def _pattern(patterns: Any, module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that is the module's name or a regular expression for its end."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default

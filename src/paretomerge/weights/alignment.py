@@ -1,0 +1,239 @@
+"""Which tensor of an expert is which tensor of the base, found from names and shapes alone, and what does not fit."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+from paretomerge.weights.adapter import Adapter
+from paretomerge.weights.checkpoint import Checkpoint
+from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.tied import tied_pairs
+
+BUFFER = re.compile(
+    r"(^|\.)(running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq|rotary_emb\.\w+|masked_bias)$"
+)
+"""State that is computed, not trained: copied from the base even where it is floating point."""
+_CAUSAL_MASK = re.compile(r"\.attn\.bias$")
+_VOCABULARY = re.compile(
+    r"(embed_tokens|word_embeddings|tok_embeddings|token_embedding|embed_in|embed_out|wte|lm_head|shared|decoder|predictions|output)"
+    r"\.(weight|bias)$"
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of ``paretomerge check``: what was found, where, and the cure."""
+
+    level: Literal["error", "warning", "note"]
+    file: str
+    tensor: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.tensor, self.message) if part)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How differences between base and experts are met (see ``load_experts``)."""
+
+    exclude: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
+    vocab: str = "error"
+    missing: str = "error"
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """An expert's part of the alignment: names in the base -> its own, names of its head, and the prefix between."""
+
+    names: dict[str, str]
+    heads: tuple[str, ...]
+    prefix: str
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The plan of a merge: what is merged, what a merged model holds, each expert's names, and the findings."""
+
+    merged: tuple[str, ...]
+    infos: dict[str, TensorInfo]
+    aliases: dict[str, str]
+    experts: dict[str, ExpertNames]
+    findings: tuple[Finding, ...]
+
+
+def is_buffer(name: str, info: TensorInfo) -> bool:
+    """Whether a tensor is copied from the base: integers, and floating-point state that no optimiser has touched."""
+    mask = _CAUSAL_MASK.search(name) and len(info.shape) == 4  # GPT-2's triangle of ones
+    return not info.dtype.is_floating_point or bool(BUFFER.search(name)) or bool(mask)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a tensor's name fits one of the globs."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def prefix_between(names: Collection[str], base: Collection[str]) -> str:
+    """The prefix that ``names`` carry in front of the base's names (``"vit."``), or lack (``"-vit."``).
+
+    A model saved with its task's head names its tensors ``vit.encoder…``, the bare backbone ``encoder…``. Of the
+    prefixes that some pair of names suggests, the one under which most names agree is taken; none if that is as good.
+    """
+    ends = {tuple(name.split(".")[-2:]): name for name in base}
+    votes: Counter[str] = Counter({"": 0})
+    for name in names:
+        other = ends.get(tuple(name.split(".")[-2:]))
+        if other and name != other and name.endswith("." + other):
+            votes[name.removesuffix(other)] += 0
+        elif other and name != other and other.endswith("." + name):
+            votes["-" + other.removesuffix(name)] += 0
+    known = set(base)
+    for prefix in votes:
+        votes[prefix] = sum(to_base(name, prefix) in known for name in names)
+    best, count = max(votes.items(), key=lambda item: (item[1], item[0] == ""))
+    return best if count > votes[""] else ""
+
+
+def to_base(name: str, prefix: str) -> str:
+    """An expert's name in the base's naming."""
+    return prefix[1:] + name if prefix.startswith("-") else name.removeprefix(prefix)
+
+
+def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Options) -> Alignment:
+    """Match each expert's tensors with the base's and find everything that could go wrong, from headers only."""
+    for value, option, allowed in ((options.vocab, "vocab", "common"), (options.missing, "missing", "base")):
+        if value not in ("error", allowed):
+            raise ValueError(f"{option} is 'error' or '{allowed}', not {value!r}")
+    findings: list[Finding] = []
+    tied = tied_pairs(base)
+    duplicates = {
+        second: first for second, first in tied.items()
+        if all(_tied_too(source, base, second, first) for source in sources.values())
+    }
+    # transformers ties the two again on loading only if the configuration says so; otherwise both must be in the file
+    once = isinstance(base, Checkpoint) and base.config.get("tie_word_embeddings") is True
+    for second, first in duplicates.items():
+        times = "once" if once else "under both names"
+        findings.append(Finding("note", _file(base, second), second, f"tied to {first}: merged once, written {times}"))
+    infos = {name: info for name, info in base.infos.items() if not (once and name in duplicates)}
+    fixed = {name for name, info in infos.items() if is_buffer(name, info) or matches(name, options.exclude)}
+
+    experts: dict[str, ExpertNames] = {}
+    for task, source in sources.items():
+        experts[task] = _align_one(task, source, base, infos, fixed, set(duplicates), options, findings)
+    changed = {name for expert in experts.values() for name in expert.names}
+    for task, source in sources.items():
+        if isinstance(source, Adapter):
+            continue
+        for name in sorted(changed - set(experts[task].names)):
+            if not any(f.level == "error" and f.tensor == name and f.file == _file(source, name) for f in findings):
+                level: Literal["error", "note"] = "error" if options.missing == "error" else "note"
+                cure = "add --missing base to count it as unchanged" if level == "error" else "counts as unchanged"
+                findings.append(Finding(level, _label(task, source), name, f"not in this expert: {cure}"))
+    merged = tuple(name for name in infos if name in changed)
+    alone = [name for name in infos if name not in changed | fixed | set(duplicates) and not matches(name, options.heads)]
+    if alone and merged and any(not isinstance(source, Adapter) for source in sources.values()):
+        findings.append(Finding("note", _file(base, alone[0]), _some(alone), "in no expert: copied from the base"))
+    if not merged and not any(finding.level == "error" for finding in findings):
+        findings.append(Finding("error", _label("base", base), "", "nothing to merge: no tensor is left that an expert has"))
+    return Alignment(merged, infos, {} if once else duplicates, experts, tuple(findings))
+
+
+def _align_one(
+    task: str,
+    source: Weights | Adapter,
+    base: Weights,
+    infos: dict[str, TensorInfo],
+    fixed: set[str],
+    duplicates: set[str],
+    options: Options,
+    findings: list[Finding],
+) -> ExpertNames:
+    shapes = (
+        {**{n: f.shape for n, f in source.factors.items()}, **{n: tuple(t.shape) for n, t in source.replaced.items()}}
+        if isinstance(source, Adapter)
+        else {name: info.shape for name, info in source.infos.items()}
+    )
+    label = _label(task, source)
+    prefix = prefix_between(shapes, set(base))
+    if prefix:
+        has = f"without the base's prefix {prefix[1:]!r}" if prefix[0] == "-" else f"with the prefix {prefix!r}"
+        findings.append(Finding("note", label, "", f"names its tensors {has}: matched"))
+    if isinstance(source, Checkpoint) and isinstance(base, Checkpoint):
+        kinds = base.config.get("model_type"), source.config.get("model_type")
+        if None not in kinds and kinds[0] != kinds[1]:
+            findings.append(Finding("warning", label, "", f"is a {kinds[1]} model, the base a {kinds[0]} model"))
+
+    names: dict[str, str] = {}
+    heads: list[str] = []
+    own_twins = tied_pairs(source) if isinstance(source, Weights) else {}
+    for own, shape in shapes.items():
+        name = to_base(own, prefix)
+        file = _file(source, own)
+        if name in fixed or name in duplicates:
+            continue
+        if matches(name, options.heads) or matches(own, options.heads):
+            heads.append(own)
+        elif name not in infos:
+            if own in own_twins or (isinstance(source, Weights) and is_buffer(own, source.infos[own])):
+                continue
+            if isinstance(source, Adapter) and own in source.factors:
+                findings.append(Finding("error", file, own, "adapts a weight that the base does not have: wrong base?"))
+            heads.append(own)
+        elif shape == infos[name].shape:
+            names[name] = own
+        elif _is_vocabulary(name, shape, infos[name].shape):
+            rows = f"{shape[0]} tokens, the base has {infos[name].shape[0]}"
+            if options.vocab == "common":
+                names[name] = own
+                kept = min(shape[0], infos[name].shape[0])
+                findings.append(Finding("warning", file, name, f"{rows}: the first {kept} rows are merged"))
+            else:
+                findings.append(Finding("error", file, name, f"{rows}: add --vocab common to merge the rows they share"))
+        else:
+            findings.append(
+                Finding("error", file, name, f"shape {list(shape)}, the base has {list(infos[name].shape)}: "
+                        f"if it is the task's head, add --heads '{name}'")
+            )
+    if heads:
+        findings.append(Finding("note", label, _some(heads), "not in the base: kept as the head of this task"))
+    if not isinstance(source, Adapter) and len(names) * 2 < len(shapes) and not any(f.level == "error" for f in findings):
+        findings.append(
+            Finding("error", label, "", f"only {len(names)} of its {len(shapes)} tensors are in the base: is it of this base?")
+        )
+    return ExpertNames(names, tuple(heads), prefix)
+
+
+def _is_vocabulary(name: str, shape: tuple[int, ...], base: tuple[int, ...]) -> bool:
+    """Whether two shapes differ in the number of tokens only."""
+    return len(shape) == len(base) > 0 and shape[1:] == base[1:] and bool(_VOCABULARY.search(name))
+
+
+def _tied_too(source: Weights | Adapter, base: Weights, second: str, first: str) -> bool:
+    """Whether an expert, too, has one tensor under both names (or stores only one of them)."""
+    if isinstance(source, Adapter):
+        return second not in source.factors and second not in source.replaced
+    prefix = prefix_between(source, set(base))
+    own = {to_base(name, prefix): name for name in source}
+    return second not in own or tied_pairs(source).get(own[second]) == own.get(first)
+
+
+def _file(source: Weights | Adapter, name: str) -> str:
+    if isinstance(source, Adapter):
+        return str(source.file)
+    return str(getattr(source, "files", {}).get(name, getattr(source, "path", "in memory")))
+
+
+def _label(task: str, source: Weights | Adapter) -> str:
+    return str(getattr(source, "path", f"expert {task}"))
+
+
+def _some(names: Collection[str]) -> str:
+    first = sorted(names)[0]
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

@@ -1,0 +1,177 @@
+"""Checkpoints on disk: Hugging Face folders (single or sharded safetensors) and plain ``.safetensors`` files.
+
+Only headers are read until a tensor is asked for; a tensor that is asked for is a view of the memory-mapped file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from paretomerge.errors import UserError
+from paretomerge.weights.lazy import TensorInfo, Weights
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""safetensors' names of dtypes."""
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+class Checkpoint(Weights):
+    """Weights in files: ``path``, the parsed ``config`` ({} where there is none) and ``files`` (name -> file)."""
+
+    def __init__(self, path: Path, files: list[Path], config: Mapping[str, Any]) -> None:
+        self.path = path
+        self.config = dict(config)
+        self.files: dict[str, Path] = {}
+        handles = {}
+        infos: dict[str, TensorInfo] = {}
+        for file in files:
+            handles[file] = handle = _open(file)
+            for name in handle.keys():
+                if name in infos:
+                    raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
+                slice_ = handle.get_slice(name)
+                if (dtype := DTYPES.get(slice_.get_dtype())) is None:
+                    raise UserError(f"{file}: {name}: dtype {slice_.get_dtype()} is not supported: store it as BF16")
+                infos[name] = TensorInfo(tuple(slice_.get_shape()), dtype)
+                self.files[name] = file
+
+        def read(name: str) -> Tensor:
+            return handles[self.files[name]].get_tensor(name)
+
+        super().__init__(infos, read)
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files that hold the tensors, in order."""
+        return sorted(set(self.files.values()))
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of tokens that the configuration promises, where it names one."""
+        config = self.config.get("text_config") if "vocab_size" not in self.config else self.config
+        size = config.get("vocab_size") if isinstance(config, dict) else None
+        return size if isinstance(size, int) else None
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a model folder, a ``.safetensors`` file, or a repository of the hub (``org/name`` or ``org/name@revision``).
+
+    Raises:
+        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards.
+    """
+    path = local(path)
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise _pickled(path) if path.suffix in {p[1:] for p in _PICKLES} else UserError(
+                f"{path}: not a model folder and not a .safetensors file"
+            )
+        return Checkpoint(path, [path], {})
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise UserError(f"{path}: a LoRA adapter: it can be an --expert, but the --base must be a full model")
+    return Checkpoint(path, _shards(path), read_json(path / "config.json") if (path / "config.json").exists() else {})
+
+
+def local(path: str | Path) -> Path:
+    """The local path of a model; a name that is no local path but looks like ``org/name`` is fetched from the hub."""
+    found = Path(path).expanduser()
+    if found.exists():
+        return found
+    name = str(path)
+    if not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        raise UserError(f"{path}: no such file or folder")
+    from huggingface_hub import snapshot_download  # only where the hub is asked: importing it costs 0.3 s
+
+    repository, _, revision = name.partition("@")
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+    except Exception as error:  # whatever its client raises: offline, 404, 401, interrupted
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: no such folder here, and not to be had from the hub ({reason})") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or a line that says what is wrong with it."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder."""
+    if (folder / INDEX).exists():
+        index = read_json(folder / INDEX)
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+            raise UserError(f"{folder / INDEX}: has no valid weight_map: download the model again")
+        for file in sorted(set(weight_map.values())):
+            # an index may only name files beside it: "../../x" would read, and list, what is not the model's
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise UserError(f"{folder / INDEX}: names {file!r}, which is not a .safetensors file of this folder")
+            if not (folder / file).exists():
+                raise UserError(f"{folder / file}: missing, though {INDEX} names it: download the model again")
+        files = [folder / file for file in sorted(set(weight_map.values()))]
+        held = {name for file in files for name in _open(file).keys()}
+        if missing := sorted(set(weight_map) - held):
+            raise UserError(f"{folder / INDEX}: {missing[0]} is in none of the files it names: download the model again")
+        return files
+    if (folder / SINGLE).exists():
+        return [folder / SINGLE]
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files
+    if files:
+        raise UserError(f"{folder}: several .safetensors files and no {INDEX}: name the one that is meant")
+    for pattern in _PICKLES:
+        for file in sorted(folder.glob(pattern)):
+            raise _pickled(file)
+    raise UserError(f"{folder}: no model in it (no {SINGLE}, no {INDEX})")
+
+
+def _open(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: not a valid safetensors file ({error}): download it again") from error
+
+
+def _pickled(file: Path) -> UserError:
+    target = file.with_name(SINGLE)
+    convert = (
+        "import torch, safetensors.torch as s; "
+        f"s.save_file({{k: v.clone().contiguous() for k, v in torch.load('{file}', weights_only=True).items()}}, "
+        f"'{target}', metadata={{'format': 'pt'}})"
+    )
+    return UserError(f'{file}: pickled weights can run code and are not read. Convert them once: python -c "{convert}"')

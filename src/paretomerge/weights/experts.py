@@ -1,0 +1,232 @@
+"""A base, K experts fine-tuned from it, and their task vectors, read in slices of rows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paretomerge.errors import UserError
+from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
+from paretomerge.weights.alignment import Finding, Options, align
+from paretomerge.weights.checkpoint import Checkpoint, local, open_checkpoint
+from paretomerge.weights.lazy import TensorInfo, Weights
+
+CHUNK = 1 << 15
+"""Entries of one expert that are merged at a time: K + 1 such slices, and what is computed from them, stay in cache."""
+
+Fill = Callable[[slice, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One fine-tuned model: its task's name, where its weights are, and which of its names are which of the base's."""
+
+    task: str
+    source: Weights | Adapter
+    names: Mapping[str, str]
+    """name in the base -> name in this expert, for the tensors that are merged."""
+    heads: tuple[str, ...] = ()
+    """This expert's own names of the tensors that stay with its task (a classification head, for instance)."""
+    prefix: str = ""
+    """What this expert's names carry in front of the base's (``vit.``), or lack (``-vit.``)."""
+
+    @property
+    def path(self) -> Path | None:
+        return getattr(self.source, "path", None)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.source.config if isinstance(self.source, Checkpoint) else {}
+
+    def file(self, name: str) -> str:
+        """The file that holds the base's tensor ``name`` in this expert, for messages."""
+        if isinstance(self.source, Adapter):
+            return str(self.source.file)
+        files = getattr(self.source, "files", {})
+        return str(files.get(self.names.get(name, name), f"expert {self.task}"))
+
+    def head(self) -> Weights:
+        """The tensors that stay with the task, under this expert's own names."""
+        if isinstance(self.source, Adapter):
+            return Weights.of({name: self.source.replaced[name] for name in self.heads})
+        return self.source.without(frozenset(self.source) - frozenset(self.heads))
+
+    def rows(self, name: str, columns: int) -> Fill | None:
+        """How to fill a buffer with rows of v = θ_k − θ₀ for tensor ``name``; None where v is zero.
+
+        The filler takes (rows, base rows in fp32 (m, n), out (m, n)). A tensor with fewer rows than the base's (a smaller
+        vocabulary) has v = 0 on the rows it lacks; rows beyond the base's are left out.
+        """
+        if name not in self.names:
+            return None
+        own = self.names[name]
+        if isinstance(self.source, Adapter) and own in self.source.factors:
+            factors = self.source.factors[own]
+            down, up = factors.down.float() * factors.scale, factors.up.float()
+            return lambda rows, base, out: torch.mm(down[rows], up, out=out) and None
+        tensor = (self.source.replaced if isinstance(self.source, Adapter) else self.source)[own].reshape(-1, columns)
+
+        def fill(rows: slice, base: Tensor, out: Tensor) -> None:
+            mine = tensor[rows]
+            torch.sub(mine, base[: len(mine)], out=out[: len(mine)])
+            out[len(mine) :] = 0
+
+        return fill
+
+
+@dataclass(frozen=True)
+class Experts:
+    """What every merge starts from: θ₀ and the task vectors v_k = θ_k − θ₀, k = 1…K.
+
+    ``merged`` names the tensors that some expert changes; the rest of ``infos`` is copied from the base.
+    """
+
+    base: Weights
+    experts: tuple[Expert, ...]
+    merged: tuple[str, ...]
+    infos: Mapping[str, TensorInfo]
+    """The tensors of a merged model: the base's, less second copies of tied weights."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Second copies that have to be written: name -> the name of the tensor that is merged for both."""
+    findings: tuple[Finding, ...] = ()
+    _local: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(expert.task for expert in self.experts)
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    def chunks(self, name: str, entries: int = CHUNK) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Slices of tensor ``name`` seen as a matrix (its first dimension × the rest): (rows, base, task vectors).
+
+        base is (m, n), task vectors (K, m, n), both fp32 (fp64 for a model in fp64); both are valid until the next slice
+        is asked for. Whole rows, and at least one; a vector is a column and comes whole.
+        """
+        info = self.infos[name]
+        n_rows, columns = matrix_shape(info.shape)
+        step = n_rows if columns == 1 else max(1, min(n_rows, entries // max(1, columns)))
+        dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
+        base = self.base[name].reshape(n_rows, columns)
+        fills = [expert.rows(name, columns) for expert in self.experts]
+        buffer = self._buffer(len(fills) * step * columns, dtype).view(len(fills), step, columns)
+        for start in range(0, n_rows, step):
+            rows = slice(start, min(start + step, n_rows))
+            base_rows = base[rows].to(dtype)
+            task_vectors = buffer[:, : len(base_rows)]
+            for fill, out in zip(fills, task_vectors, strict=True):
+                fill(rows, base_rows, out) if fill else out.zero_()
+            yield rows, base_rows, task_vectors
+
+    def task_vectors(self, name: str) -> Tensor:
+        """The K task vectors of one whole tensor, (K, *shape) in fp32."""
+        whole = next(iter(self.chunks(name, entries=max(1, self.infos[name].numel))))[2]
+        return whole.reshape(len(self), *self.infos[name].shape).clone()
+
+    def _buffer(self, entries: int, dtype: torch.dtype) -> Tensor:
+        # one buffer a thread, kept: fresh memory for each slice would cost more in page faults than the merge itself
+        if entries > 64 * CHUNK:
+            return torch.empty(entries, dtype=dtype)
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.numel() < entries or buffer.dtype != dtype:
+            self._local.buffer = buffer = torch.empty(entries, dtype=dtype)
+        return buffer[:entries]
+
+    def not_finite(self, name: str) -> UserError:
+        """The line that says whose NaN or infinity spoils tensor ``name``."""
+        sources = [("the base", getattr(self.base, "files", {}).get(name, "base"), self.base[name])]
+        for expert in self.experts:
+            if name in expert.names and not isinstance(expert.source, Adapter):
+                sources.append((expert.task, expert.file(name), expert.source[expert.names[name]]))
+        for _, file, tensor in sources:
+            if not torch.isfinite(tensor.float()).all():
+                bad = int((~torch.isfinite(tensor.float())).sum())
+                return UserError(f"{file}: {name}: {bad} of {tensor.numel()} entries are NaN or infinite: "
+                                 f"save the model again, or keep the base's tensor with --exclude '{name}'")
+        return UserError(f"{name}: the merged tensor overflows {self.infos[name].dtype}: store it wider (--dtype float32)")
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """(first dimension, product of the others); a vector is a column, a scalar 1 × 1."""
+    rows = shape[0] if shape else 1
+    columns = 1
+    for size in shape[1:]:
+        columns *= size
+    return rows, columns
+
+
+def load_experts(
+    base: str | Path | Mapping[str, Tensor] | None,
+    experts: Mapping[str, str | Path | Mapping[str, Tensor]],
+    *,
+    exclude: Sequence[str] = (),
+    heads: Sequence[str] = (),
+    vocab: str = "error",
+    missing: str = "error",
+) -> Experts:
+    """Open a base and its experts; only headers are read.
+
+    Args:
+        base: model folder, ``.safetensors`` file, hub name, or state dict; None: the first expert (weighted averages and
+            slerp do not depend on it).
+        experts: task name -> the same, or a PEFT LoRA adapter folder.
+        exclude: globs of names that are not merged; the base's tensors are kept.
+        heads: globs of names that stay with each task (names that the base lacks always do).
+        vocab: ``"error"`` or ``"common"``: merge the rows that base and expert have in common.
+        missing: ``"error"`` or ``"base"``: a tensor that an expert lacks counts as unchanged.
+
+    Raises:
+        UserError: the first thing that ``inspect_experts`` finds to be wrong.
+    """
+    opened = inspect_experts(base, experts, Options(tuple(exclude), tuple(heads), vocab, missing))
+    errors = [finding for finding in opened.findings if finding.level == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more: see paretomerge check)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}")
+    return opened
+
+
+def inspect_experts(
+    base: str | Path | Mapping[str, Tensor] | None,
+    experts: Mapping[str, str | Path | Mapping[str, Tensor]],
+    options: Options,
+) -> Experts:
+    """What ``load_experts`` opens, with its ``findings``, errors among them, instead of an exception for the first."""
+    if not experts:
+        raise UserError("no experts: name at least one (--expert name=PATH)")
+    for task in experts:
+        if not task or any(sign in task for sign in "=,:/\\\n") or task.startswith("."):
+            raise UserError(f"{task!r} is no name for a task: use letters, digits, - and _")
+    sources = {task: _open_expert(path) for task, path in experts.items()}
+    if base is None:
+        first = next(iter(sources.values()))
+        if isinstance(first, Adapter):
+            raise UserError(f"{first.path}: a LoRA adapter needs the model it was trained on: name it as the base")
+        opened_base = first
+    else:
+        opened_base = open_checkpoint(base) if isinstance(base, str | Path) else Weights.of(base)
+    alignment = align(opened_base, sources, options)
+    return Experts(
+        base=opened_base,
+        experts=tuple(
+            Expert(task, sources[task], a.names, a.heads, a.prefix) for task, a in alignment.experts.items()
+        ),
+        merged=alignment.merged,
+        infos=alignment.infos,
+        aliases=alignment.aliases,
+        findings=alignment.findings,
+    )
+
+
+def _open_expert(path: str | Path | Mapping[str, Tensor]) -> Weights | Adapter:
+    if not isinstance(path, str | Path):
+        return Weights.of(path)
+    folder = local(path)
+    return open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder)

@@ -1,0 +1,84 @@
+"""Named tensors that are read or computed one at a time: what every stage hands to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class TensorInfo(NamedTuple):
+    """What a safetensors header says of a tensor: enough to plan a merge and to lay out its file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+
+class Weights(Mapping[str, Tensor]):
+    """A model as a lazy mapping name -> tensor.
+
+    ``infos`` (shapes and dtypes) is known at once; ``weights[name]`` reads or computes that one tensor, each time
+    anew, and nothing is kept. A checkpoint on disk, a merge of eight of them and one point of a Pareto set are all
+    ``Weights``, so whatever writes, evaluates or compares models holds a single tensor at a time.
+    """
+
+    def __init__(self, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> None:
+        self.infos = dict(infos)
+        self._read = read
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Weights:
+        """Wrap tensors that are in memory, a ``state_dict`` for instance."""
+        if isinstance(tensors, Weights):
+            return tensors
+        tensors = dict(tensors)
+        return cls({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}, tensors.__getitem__)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.infos:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.infos)
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.infos.values())
+
+    def replacing(self, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> Weights:
+        """The same model with the tensors named in ``infos`` read by ``read`` (new names are appended)."""
+        return Weights({**self.infos, **infos}, lambda name: read(name) if name in infos else self._read(name))
+
+    def cast(self, dtype: torch.dtype | None) -> Weights:
+        """The same model with its floating-point tensors stored as ``dtype`` (``None``: as they are)."""
+        if dtype is None:
+            return self
+        infos = {
+            name: TensorInfo(info.shape, dtype if info.dtype.is_floating_point else info.dtype)
+            for name, info in self.infos.items()
+        }
+        return Weights(infos, lambda name: self._read(name).to(infos[name].dtype))
+
+    def renamed(self, rename: Callable[[str], str]) -> Weights:
+        """The same tensors under other names (``rename`` must be one to one)."""
+        old = {rename(name): name for name in self.infos}
+        return Weights({new: self.infos[name] for new, name in old.items()}, lambda new: self._read(old[new]))
+
+    def without(self, names: set[str] | frozenset[str]) -> Weights:
+        """The same model less some tensors."""
+        return Weights({name: info for name, info in self.infos.items() if name not in names}, self._read)

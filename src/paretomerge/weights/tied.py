@@ -1,0 +1,30 @@
+"""Tied weights: an output projection that is the token embedding under a second name."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from paretomerge.weights.lazy import Weights
+
+_INPUT = re.compile(r"(embed_tokens|wte|word_embeddings|shared|embed_in|tok_embeddings)\.weight$")
+_OUTPUT = re.compile(r"(lm_head|embed_out|lm_head\.decoder|predictions\.decoder|embed_tokens|output)\.weight$")
+
+
+def tied_pairs(weights: Weights) -> dict[str, str]:
+    """Names that are stored twice: {second name: first name}, found by role and shape, then byte for byte.
+
+    Only an embedding and a projection of the same shape and dtype are ever compared, so this reads nothing in a
+    checkpoint that stores them once.
+    """
+    pairs: dict[str, str] = {}
+    inputs = [name for name in weights if _INPUT.search(name)]
+    for output in (name for name in weights if _OUTPUT.search(name)):
+        for source in inputs:
+            if output in pairs or source in pairs or source == output or weights.infos[source] != weights.infos[output]:
+                continue
+            if torch.equal(weights[source], weights[output]):
+                pairs[output] = source
+    return pairs
+

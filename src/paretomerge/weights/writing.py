@@ -1,0 +1,201 @@
+"""Checkpoints out: safetensors written tensor by tensor, in shards, into a folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from paretomerge.errors import UserError
+from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
+from paretomerge.weights.lazy import Weights
+
+SHARD_BYTES = 5 * 10**9
+"""Hugging Face's usual largest shard."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+Progress = Callable[[str, int], None]
+"""Called after each tensor with its name and bytes."""
+
+
+def write_safetensors(
+    weights: Weights, path: Path, *, workers: int | None = None, progress: Progress | None = None
+) -> None:
+    """Write one safetensors file; at any time ``workers`` tensors are in memory.
+
+    The header is known from ``weights.infos``, so each tensor goes to its place as soon as it is computed.
+    """
+    # safetensors wants no gaps, and every tensor aligned to its entries: widest first (a stable order otherwise)
+    names = sorted(weights.infos, key=lambda name: -weights.infos[name].dtype.itemsize)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offsets: dict[str, int] = {}
+    end = 0
+    for name in names:
+        info = weights.infos[name]
+        offsets[name] = end
+        header[name] = {
+            "dtype": _NAMES[info.dtype],
+            "shape": list(info.shape),
+            "data_offsets": [end, end := end + info.nbytes],
+        }
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    start = 8 + len(encoded)
+
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        file.flush()
+
+        def put(name: str) -> None:
+            info = weights.infos[name]
+            tensor = weights[name]
+            if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
+                raise AssertionError(f"{name}: planned {info}, got {tensor.dtype} {tuple(tensor.shape)}")
+            _write_at(file.fileno(), tensor, start + offsets[name])
+            if progress:
+                progress(name, info.nbytes)
+
+        with _one_thread_each(workers) as pool:
+            # largest first, so that no worker is left alone with the embedding at the end
+            jobs = [pool.submit(put, name) for name in sorted(names, key=lambda n: -weights.infos[n].nbytes)]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        file.truncate(start + end)
+        os.fsync(file.fileno())
+
+
+def write_shards(
+    weights: Weights,
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` and their index, as Hugging Face does."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, info in weights.infos.items():
+        if shards[-1] and filled + info.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += info.nbytes
+    if len(shards) == 1:
+        write_safetensors(weights, folder / SINGLE, workers=workers, progress=progress)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        part = weights.without(frozenset(weights) - frozenset(names))
+        write_safetensors(part, folder / file, workers=workers, progress=progress)
+        weight_map.update(dict.fromkeys(names, file))
+    write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """JSON as people read it, on disk when this returns."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterator[Path]:
+    """A folder to write into, which becomes ``target`` only when the block ends well; until then there is none.
+
+    It is written beside the target and renamed. If the process is killed, the target is absent (or the old one), and a
+    ``.NAME.writing-…`` folder is left that is safe to delete.
+
+    Args:
+        target: the folder to make; its parent is created.
+        overwrite: a file name; a folder that holds such a file is ours and may be replaced. None: nothing is replaced.
+
+    Raises:
+        UserError: the target exists and may not be replaced, or cannot be written.
+    """
+    target = Path(target)
+    _may_write(target, overwrite)
+    temporary = target.parent / f".{target.name}.writing-{secrets.token_hex(4)}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    try:
+        yield temporary
+        _sync(temporary)
+        if target.exists():
+            old = target.parent / f".{target.name}.replaced-{secrets.token_hex(4)}"
+            os.rename(target, old)
+            os.rename(temporary, target)
+            shutil.rmtree(old)
+        else:
+            os.rename(temporary, target)
+        _sync(target.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def may_write(target: str | Path, overwrite: str | None = None) -> None:
+    """Raise the error that ``whole_folder`` would raise, before any work is done."""
+    _may_write(Path(target), overwrite)
+
+
+def _may_write(target: Path, overwrite: str | None) -> None:
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if overwrite is None:
+        raise UserError(f"{target}: exists already: choose another name or add --overwrite")
+    if target.is_symlink() or not (target / overwrite).exists():
+        raise UserError(f"{target}: is not a folder that paretomerge wrote (no {overwrite} in it), so it is not replaced")
+
+
+def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
+    if not tensor.numel():
+        return
+    view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _one_thread_each(workers: int | None) -> Iterator[ThreadPoolExecutor]:
+    """Workers that compute on one thread each: cores share tensors, not loops, and none spins waiting for another."""
+    before = torch.get_num_threads()
+    count = workers or max(1, before)
+    with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            yield pool
+        finally:
+            pool.shutdown(wait=True)
+            torch.set_num_threads(before)
