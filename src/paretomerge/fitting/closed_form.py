@@ -174,7 +174,12 @@ def tchebycheff_mixing(
     gammas = torch.from_numpy(preferences.dirichlet(n_tasks, samples, alpha, seed))
     mixing = torch.eye(n_tasks, dtype=torch.float64, requires_grad=True)  # linear scalarisation's solution
     optimizer = torch.optim.LBFGS(
-        [mixing], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14, history_size=20, line_search_fn="strong_wolfe"
+        [mixing],
+        max_iter=500,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-14,
+        history_size=20,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:

@@ -6,9 +6,6 @@ from paretomerge.merges.slerp import slerp
 from paretomerge.merges.spectral import iso_c, tsv
 from paretomerge.merges.ties import ties
 
-MERGES = {
-    merge.__name__: merge
-    for merge in (average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv, iso_c)
-}
+MERGES = {merge.__name__: merge for merge in (average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv, iso_c)}
 
 __all__ = [*MERGES, "MERGES"]

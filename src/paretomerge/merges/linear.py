@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from paretomerge.errors import UserError
 from paretomerge.merges.streaming import PerTask, by_rows, per_task
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
@@ -22,11 +23,9 @@ def average(experts: Experts, *, weights: PerTask = 1.0, normalize: bool = True)
     w = per_task(weights, experts.tasks, "weights")
     total = float(w.sum())
     if normalize and total == 0:
-        from paretomerge.errors import UserError
-
         raise UserError("weights: they sum to zero, so there is no average")
     w, of_base = (w / total, 1.0) if normalize else (w, total)
-    return by_rows(experts, lambda name, rows, base, v: weighted_sum(v, w).add_(base, alpha=of_base))
+    return by_rows(experts, lambda name: lambda base, v: weighted_sum(v, w).add_(base, alpha=of_base))
 
 
 def task_arithmetic(experts: Experts, *, scale: PerTask = 0.3) -> Weights:
@@ -37,7 +36,7 @@ def task_arithmetic(experts: Experts, *, scale: PerTask = 0.3) -> Weights:
         scale: λ, one number (0.3 is the paper's choice for eight tasks) or one per task.
     """
     lambdas = per_task(scale, experts.tasks, "scale")
-    return by_rows(experts, lambda name, rows, base, v: weighted_sum(v, lambdas).add_(base))
+    return by_rows(experts, lambda name: lambda base, v: weighted_sum(v, lambdas).add_(base))
 
 
 def weighted_sum(v: Tensor, w: Tensor) -> Tensor:

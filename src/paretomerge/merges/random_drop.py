@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor
 from paretomerge.errors import UserError
 from paretomerge.merges.consensus import elect_and_merge
 from paretomerge.merges.linear import weighted_sum
-from paretomerge.merges.streaming import Combine, PerTask, by_rows, per_task
+from paretomerge.merges.streaming import PerTask, Rule, by_rows, per_task
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
+_Drop = Callable[[Tensor], Tensor]
 _LEVELS = 1 << 16
 """Keep probabilities are multiples of 2⁻¹⁶; what is rescaled is the probability used, so nothing is biased."""
 
@@ -41,11 +43,11 @@ def dare_linear(
     keep, drop = _dropout(experts, density, seed)
     factors = lambdas / keep if rescale else lambdas
 
-    def combine(name: str) -> Combine:
+    def rule_for(name: str) -> Rule:
         drop_ = drop(name)
-        return lambda _, rows, base, v: weighted_sum(drop_(v), factors).add_(base)
+        return lambda base, v: weighted_sum(drop_(v), factors).add_(base)
 
-    return by_rows(experts, combine, prepared=True)
+    return by_rows(experts, rule_for)
 
 
 def dare_ties(
@@ -72,18 +74,18 @@ def dare_ties(
     w = per_task(weights, experts.tasks, "weights")
     keep, drop = _dropout(experts, density, seed)
 
-    def combine(name: str) -> Combine:
+    def rule_for(name: str) -> Rule:
         drop_ = drop(name)
 
-        def rows(name: str, rows: slice, base: Tensor, v: Tensor) -> Tensor:
+        def rule(base: Tensor, v: Tensor) -> Tensor:
             kept = drop_(v)
             if rescale:
                 kept.div_(keep)
             return elect_and_merge(kept, w, normalize=normalize).mul_(scale).add_(base)
 
-        return rows
+        return rule
 
-    return by_rows(experts, combine, prepared=True)
+    return by_rows(experts, rule_for)
 
 
 def della(
@@ -124,18 +126,18 @@ def della(
             raise UserError(f"density {d:g} ± epsilon/2 {epsilon / 2:g} must stay within (0, 1]")
     mean = w / w.sum() if normalize else w
 
-    def combine(name: str) -> Combine:
+    def rule_for(name: str) -> Rule:
         draws = _generators(name, len(experts), seed)
 
-        def rows(name: str, rows: slice, base: Tensor, v: Tensor) -> Tensor:
+        def rule(base: Tensor, v: Tensor) -> Tensor:
             for v_k, d, draw in zip(v, densities, draws, strict=True):
                 _magnitude_drop_(v_k if v_k.shape[1] > 1 else v_k.T, d, epsilon, rescale, draw)
             fused = elect_and_merge(v, w, normalize=normalize) if elect else weighted_sum(v, mean)
             return fused.mul_(scale).add_(base)
 
-        return rows
+        return rule
 
-    return by_rows(experts, combine, prepared=True)
+    return by_rows(experts, rule_for)
 
 
 def _magnitude_drop_(v: Tensor, density: float, epsilon: float, rescale: bool, draw: np.random.SFC64) -> None:
@@ -155,14 +157,14 @@ def _magnitude_drop_(v: Tensor, density: float, epsilon: float, rescale: bool, d
     v.mul_(torch.empty(v.shape).scatter_(1, torch.from_numpy(order.view(np.int64)), torch.from_numpy(kept)))
 
 
-def _dropout(experts: Experts, density: PerTask, seed: int):  # noqa: ANN202
+def _dropout(experts: Experts, density: PerTask, seed: int) -> tuple[Tensor, Callable[[str], _Drop]]:
     """The keep probabilities in use, (K, 1, 1), and for each tensor's name the function that drops entries in place."""
     wanted = per_task(density, experts.tasks, "density")
     if not bool(((wanted > 0) & (wanted <= 1)).all()):
         raise UserError("density must be in (0, 1]: the share of entries that is kept")
     levels = (wanted * _LEVELS).round().clamp(min=1).flatten().int().tolist()
 
-    def drop(name: str):  # noqa: ANN202
+    def drop(name: str) -> _Drop:
         draws = _generators(name, len(experts), seed)
 
         def drop_(v: Tensor) -> Tensor:

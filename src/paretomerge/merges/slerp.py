@@ -7,7 +7,7 @@ import math
 import torch
 
 from paretomerge.errors import UserError
-from paretomerge.merges.streaming import Combine, by_rows
+from paretomerge.merges.streaming import Rule, by_rows
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
@@ -30,7 +30,7 @@ def slerp(experts: Experts, *, t: float = 0.5) -> Weights:
     if len(experts) != 2:
         raise UserError(f"slerp interpolates between two experts, not {len(experts)}")
 
-    def combine(name: str) -> Combine:
+    def rule_for(name: str) -> Rule:
         products = torch.zeros(3, dtype=torch.float64)
         for _, base, v in experts.chunks(name):
             first, second = (v + base).flatten(1)
@@ -43,6 +43,6 @@ def slerp(experts: Experts, *, t: float = 0.5) -> Weights:
             omega = math.acos(cosine)
             of_first, of_second = math.sin((1 - t) * omega) / math.sin(omega), math.sin(t * omega) / math.sin(omega)
         # θ_i = θ₀ + v_i
-        return lambda _, rows, base, v: (base * (of_first + of_second)).add_(v[0], alpha=of_first).add_(v[1], alpha=of_second)
+        return lambda base, v: (base * (of_first + of_second)).add_(v[0], alpha=of_first).add_(v[1], alpha=of_second)
 
-    return by_rows(experts, combine, prepared=True)
+    return by_rows(experts, rule_for)

@@ -10,6 +10,7 @@ from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.roles import is_matrix
 
+
 def tsv(experts: Experts, *, scale: float = 1.0) -> Weights:
     """TSV-Merging (Gargiulo et al. 2025): θ₀ + λ U⊥ Σ V⊥ᵀ for matrices, the mean task vector for all else.
 

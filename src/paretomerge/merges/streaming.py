@@ -12,8 +12,8 @@ from paretomerge.errors import UserError
 from paretomerge.weights.experts import Experts, matrix_shape
 from paretomerge.weights.lazy import Weights
 
-Combine = Callable[[str, slice, Tensor, Tensor], Tensor]
-"""(name, rows, base (m, n), task vectors (K, m, n)) -> merged rows (m, n), all fp32."""
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""(base (m, n), task vectors (K, m, n)) -> merged (m, n), fp32, for some rows of a tensor; may overwrite the task vectors."""
 
 PerTask = float | Mapping[str, float]
 """One number for all tasks, or one per task by name."""
@@ -21,20 +21,20 @@ PerTask = float | Mapping[str, float]
 V = TypeVar("V")
 
 
-def by_rows(experts: Experts, combine: Callable[[str], Combine] | Combine, *, prepared: bool = False) -> Weights:
-    """The merged model whose rows are ``combine(name, rows, base rows, task vectors' rows)``.
+def by_rows(experts: Experts, rule_for: Callable[[str], Rule]) -> Weights:
+    """The merged model whose tensor ``name`` is computed slice by slice with ``rule_for(name)``.
 
-    With ``prepared``, ``combine(name)`` is called first, once per tensor (to measure it, for instance), and returns the
-    function that combines its rows.
+    ``rule_for`` is called once each time a tensor is read, and may measure that tensor first; its rule then gets the slices
+    in order.
     """
 
     def read(name: str) -> Tensor:
         info = experts.infos[name]
         merged = torch.empty(matrix_shape(info.shape), dtype=info.dtype)
-        rule = combine(name) if prepared else combine  # type: ignore[call-arg]
+        rule = rule_for(name)
         for rows, base, task_vectors in experts.chunks(name):
             part = merged[rows]
-            part.copy_(rule(name, rows, base, task_vectors))  # type: ignore[call-arg, arg-type]
+            part.copy_(rule(base, task_vectors))
             # NaN and infinity survive a sum, and one sum a slice is nearly free; a finite overflow is told apart below
             if not torch.isfinite(part.sum(dtype=base.dtype)) and not torch.isfinite(part.to(base.dtype)).all():
                 raise experts.not_finite(name)
@@ -48,9 +48,9 @@ def by_tensor(experts: Experts, combine: Callable[[str, Tensor, Tensor], Tensor]
 
     def read(name: str) -> Tensor:
         info = experts.infos[name]
-        dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
-        merged = combine(name, experts.base[name].to(dtype), experts.task_vectors(name)).to(info.dtype)
-        if not torch.isfinite(merged.to(dtype)).all():
+        wide = experts.wide(name)
+        merged = combine(name, experts.base[name].to(wide), experts.task_vectors(name)).to(info.dtype)
+        if not torch.isfinite(merged.to(wide)).all():
             raise experts.not_finite(name)
         return merged
 
@@ -62,7 +62,7 @@ def _merged(experts: Experts, read: Callable[[str], Tensor]) -> Weights:
 
     def read_or_copy(name: str) -> Tensor:
         name = experts.aliases.get(name, name)
-        return read(name) if name in merged else experts.base[name]
+        return read(name) if name in merged else experts.base[name].to(experts.infos[name].dtype)
 
     return Weights(experts.infos, read_or_copy)
 

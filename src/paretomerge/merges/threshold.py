@@ -47,8 +47,7 @@ def _sample(experts: Experts, names: Sequence[str], stride: int) -> list[NDArray
     for name in names:
         n_rows, columns = matrix_shape(experts.infos[name].shape)
         rows = slice(0, n_rows, min(stride, n_rows))
-        dtype = torch.float64 if experts.infos[name].dtype == torch.float64 else torch.float32
-        base = experts.base[name].reshape(n_rows, columns)[rows].to(dtype)
+        base = experts.base[name].reshape(n_rows, columns)[rows].to(experts.wide(name))
         out = torch.empty_like(base)
         for part, expert in zip(parts, experts.experts, strict=True):
             fill = expert.rows(name, columns)
@@ -77,10 +76,10 @@ def _select(
         for _, _, task_vectors in experts.chunks(name):
             for k, (low, high) in brackets.items():
                 size = task_vectors[k].abs_().numpy()
-                above[k] += np.count_nonzero(size > high)
+                above[k] += int(np.count_nonzero(size > high))
                 # many equal values (bf16 differences) may sit at an end: they are counted, not collected
-                at_high[k] += np.count_nonzero(size == high)
-                at_low[k] += np.count_nonzero(size == low)
+                at_high[k] += int(np.count_nonzero(size == high))
+                at_low[k] += int(np.count_nonzero(size == low))
                 inside[k].append(size[(size > low) & (size < high)])
     found = {}
     for k, (low, high) in brackets.items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paretomerge.merges.consensus import elect_and_merge
-from paretomerge.merges.streaming import Combine, PerTask, by_rows, per_task
+from paretomerge.merges.streaming import PerTask, Rule, by_rows, per_task
 from paretomerge.merges.threshold import magnitude_thresholds
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
@@ -39,16 +39,15 @@ def ties(
     w = per_task(weights, experts.tasks, "weights")
     whole_model = magnitude_thresholds(experts, experts.merged, densities) if trim == "model" else None
 
-    def combine(name: str) -> Combine:
+    def rule_for(name: str) -> Rule:
         thresholds = whole_model or magnitude_thresholds(experts, [name], densities)
 
-        def rows(name: str, rows: slice, base: Tensor, v: Tensor) -> Tensor:
-            kept = trim_(v, thresholds)
-            return elect_and_merge(kept, w, normalize=normalize).mul_(scale).add_(base)
+        def rule(base: Tensor, v: Tensor) -> Tensor:
+            return elect_and_merge(trim_(v, thresholds), w, normalize=normalize).mul_(scale).add_(base)
 
-        return rows
+        return rule
 
-    return by_rows(experts, combine, prepared=True)
+    return by_rows(experts, rule_for)
 
 
 def trim_(v: Tensor, thresholds: list[float]) -> Tensor:

@@ -1,0 +1,7 @@
+"""Pareto sets: each a map from a preference to merged weights, listed here by its name on the command line."""
+
+from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.sets.soup import Soup
+
+SETS: dict[str, type[ParetoSet]] = {kind.method: kind for kind in (Soup, LowRank)}

@@ -44,7 +44,11 @@ class LowRank(ParetoSet):
     method = "pareto-merging"
 
     def __init__(
-        self, tasks: Sequence[str], base: Weights, factors: Mapping[str, Factors], settings: Mapping[str, Any] | None = None
+        self,
+        tasks: Sequence[str],
+        base: Weights,
+        factors: Mapping[str, Factors],
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         """``factors``: target's name -> its factors."""
         super().__init__(tasks, base, settings)
@@ -79,7 +83,12 @@ class LowRank(ParetoSet):
 
     @classmethod
     def restored(
-        cls, tasks: Sequence[str], base: Weights, settings: Mapping[str, Any], tensors: Weights, facts: Mapping[str, Any]
+        cls,
+        tasks: Sequence[str],
+        base: Weights,
+        settings: Mapping[str, Any],
+        tensors: Weights,
+        facts: Mapping[str, Any],
     ) -> LowRank:
         factors = {
             name: Factors(tensors[f"{name}.A"], tensors[f"{name}.G"], tensors[f"{name}.B"], tuple(members.items()))
@@ -94,9 +103,7 @@ def folded(base: Weights, factors: Mapping[str, Factors]) -> tuple[Weights, dict
     With Ḡ the mean of the G_k: base' = base + A Ḡ B and G'_k = G_k − Ḡ. Nothing changes at any γ.
     """
     means = {name: target.g.double().mean(0) for name, target in factors.items()}
-    centred = {
-        name: Factors(t.a, (t.g.double() - means[name]).to(t.g.dtype), t.b, t.members) for name, t in factors.items()
-    }
+    centred = {name: Factors(t.a, (t.g.double() - means[name]).to(t.g.dtype), t.b, t.members) for name, t in factors.items()}
     additions: dict[str, tuple[Tensor, Tensor]] = {}
     for name, target in factors.items():
         left = target.a.double() @ means[name]

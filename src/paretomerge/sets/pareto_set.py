@@ -47,7 +47,12 @@ class ParetoSet(ABC):
     @classmethod
     @abstractmethod
     def restored(
-        cls, tasks: Sequence[str], base: Weights, settings: Mapping[str, Any], tensors: Weights, facts: Mapping[str, Any]
+        cls,
+        tasks: Sequence[str],
+        base: Weights,
+        settings: Mapping[str, Any],
+        tensors: Weights,
+        facts: Mapping[str, Any],
     ) -> ParetoSet:
         """The set that ``stored`` describes."""
 

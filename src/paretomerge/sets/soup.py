@@ -51,7 +51,11 @@ class Soup(ParetoSet):
 
     @classmethod
     def restored(
-        cls, tasks: Sequence[str], base: Weights, settings: Mapping[str, Any], tensors: Weights, facts: Mapping[str, Any]
+        cls,
+        tasks: Sequence[str],
+        base: Weights,
+        settings: Mapping[str, Any],
+        tensors: Weights,
+        facts: Mapping[str, Any],
     ) -> Soup:
         return cls(tasks, base, tensors.renamed(lambda name: name.removeprefix(_KEY)), float(facts["scale"]), settings)
-

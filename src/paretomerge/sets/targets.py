@@ -5,11 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from paretomerge.errors import UserError
-from paretomerge.weights.alignment import matches
 from paretomerge.weights.lazy import TensorInfo
+from paretomerge.weights.naming import matches
 from paretomerge.weights.roles import is_matrix, makes_queries_keys_values
 
-_ROLES = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "wq", "wk", "wv", "q", "k", "v")
+_ROLES = (
+    "query",
+    "key",
+    "value",
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "q_lin",
+    "k_lin",
+    "v_lin",
+    "wq",
+    "wk",
+    "wv",
+    "q",
+    "k",
+    "v",
+)
 
 
 def choose_targets(

@@ -72,8 +72,10 @@ def open_adapter(path: Path) -> Adapter:
         embedding = name.endswith(".lora_embedding_A")
         if name.endswith(".lora_A.weight") or embedding:
             module = name.removesuffix(".lora_embedding_A").removesuffix(".lora_A.weight")
-            partner = key.replace("lora_embedding_A", "lora_embedding_B") if embedding else (
-                key.removesuffix("lora_A.weight") + "lora_B.weight"
+            partner = (
+                key.replace("lora_embedding_A", "lora_embedding_B")
+                if embedding
+                else (key.removesuffix("lora_A.weight") + "lora_B.weight")
             )
             b = tensors.get(partner)
             if b is None:
@@ -100,7 +102,11 @@ def _supported(path: Path, config: dict[str, Any]) -> None:
     file = path / "adapter_config.json"
     if kind != "LORA":
         raise UserError(f"{file}: peft_type {kind} is not LoRA: merge it into a model first (merge_and_unload)")
-    for option, label in {"use_dora": "DoRA", "megatron_config": "Megatron LoRA", "layer_replication": "layer replication"}.items():
+    for option, label in {
+        "use_dora": "DoRA",
+        "megatron_config": "Megatron LoRA",
+        "layer_replication": "layer replication",
+    }.items():
         if config.get(option):
             raise UserError(f"{file}: {label} is not a sum base + B·A: merge it into a model first (merge_and_unload)")
 

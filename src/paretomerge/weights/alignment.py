@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.naming import matches, prefix_between, to_base
 from paretomerge.weights.tied import tied_pairs
 
 BUFFER = re.compile(
@@ -74,37 +73,6 @@ def is_buffer(name: str, info: TensorInfo) -> bool:
     return not info.dtype.is_floating_point or bool(BUFFER.search(name)) or bool(mask)
 
 
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a tensor's name fits one of the globs."""
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def prefix_between(names: Collection[str], base: Collection[str]) -> str:
-    """The prefix that ``names`` carry in front of the base's names (``"vit."``), or lack (``"-vit."``).
-
-    A model saved with its task's head names its tensors ``vit.encoder…``, the bare backbone ``encoder…``. Of the
-    prefixes that some pair of names suggests, the one under which most names agree is taken; none if that is as good.
-    """
-    ends = {tuple(name.split(".")[-2:]): name for name in base}
-    votes: Counter[str] = Counter({"": 0})
-    for name in names:
-        other = ends.get(tuple(name.split(".")[-2:]))
-        if other and name != other and name.endswith("." + other):
-            votes[name.removesuffix(other)] += 0
-        elif other and name != other and other.endswith("." + name):
-            votes["-" + other.removesuffix(name)] += 0
-    known = set(base)
-    for prefix in votes:
-        votes[prefix] = sum(to_base(name, prefix) in known for name in names)
-    best, count = max(votes.items(), key=lambda item: (item[1], item[0] == ""))
-    return best if count > votes[""] else ""
-
-
-def to_base(name: str, prefix: str) -> str:
-    """An expert's name in the base's naming."""
-    return prefix[1:] + name if prefix.startswith("-") else name.removeprefix(prefix)
-
-
 def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Options) -> Alignment:
     """Match each expert's tensors with the base's and find everything that could go wrong, from headers only."""
     for value, option, allowed in ((options.vocab, "vocab", "common"), (options.missing, "missing", "base")):
@@ -113,7 +81,8 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
     findings: list[Finding] = []
     tied = tied_pairs(base)
     duplicates = {
-        second: first for second, first in tied.items()
+        second: first
+        for second, first in tied.items()
         if all(_tied_too(source, base, second, first) for source in sources.values())
     }
     # transformers ties the two again on loading only if the configuration says so; otherwise both must be in the file
@@ -161,7 +130,8 @@ def _align_one(
         else {name: info.shape for name, info in source.infos.items()}
     )
     label = _label(task, source)
-    prefix = prefix_between(shapes, set(base))
+    live = _live_names(source, base)
+    prefix = prefix_between(shapes, live)
     if prefix:
         has = f"without the base's prefix {prefix[1:]!r}" if prefix[0] == "-" else f"with the prefix {prefix!r}"
         findings.append(Finding("note", label, "", f"names its tensors {has}: matched"))
@@ -174,7 +144,7 @@ def _align_one(
     heads: list[str] = []
     own_twins = tied_pairs(source) if isinstance(source, Weights) else {}
     for own, shape in shapes.items():
-        name = to_base(own, prefix)
+        name = live.get(to_base(own, prefix), to_base(own, prefix))
         file = _file(source, own)
         if name in fixed or name in duplicates:
             continue
@@ -198,16 +168,42 @@ def _align_one(
                 findings.append(Finding("error", file, name, f"{rows}: add --vocab common to merge the rows they share"))
         else:
             findings.append(
-                Finding("error", file, name, f"shape {list(shape)}, the base has {list(infos[name].shape)}: "
-                        f"if it is the task's head, add --heads '{name}'")
+                Finding(
+                    "error",
+                    file,
+                    name,
+                    f"shape {list(shape)}, the base has {list(infos[name].shape)}: "
+                    f"if it is the task's head, add --heads '{name}'",
+                )
             )
     if heads:
         findings.append(Finding("note", label, _some(heads), "not in the base: kept as the head of this task"))
     if not isinstance(source, Adapter) and len(names) * 2 < len(shapes) and not any(f.level == "error" for f in findings):
         findings.append(
-            Finding("error", label, "", f"only {len(names)} of its {len(shapes)} tensors are in the base: is it of this base?")
+            Finding(
+                "error",
+                label,
+                "",
+                f"only {len(names)} of its {len(shapes)} tensors are in the base: is it of this base?",
+            )
         )
     return ExpertNames(names, tuple(heads), prefix)
+
+
+def _live_names(source: Weights | Adapter, base: Weights) -> dict[str, str]:
+    """The names under which an expert may know the base's tensors -> the base's names for them.
+
+    An adapter names modules as they are in memory, and transformers may rename a checkpoint's modules on loading.
+    """
+    same = {name: name for name in base}
+    if not isinstance(source, Adapter) or not isinstance(base, Checkpoint) or not base.config.get("architectures"):
+        return same
+    prefix = prefix_between(source.factors, same)
+    if all(to_base(name, prefix) in same for name in source.factors):
+        return same
+    from paretomerge.weights.architecture import empty_model, live_names  # imports transformers: only where it helps
+
+    return same | {live: name for name, live in live_names(base, empty_model(base.config)).items()}
 
 
 def _is_vocabulary(name: str, shape: tuple[int, ...], base: tuple[int, ...]) -> bool:

@@ -54,7 +54,7 @@ class Checkpoint(Weights):
         infos: dict[str, TensorInfo] = {}
         for file in files:
             handles[file] = handle = _open(file)
-            for name in handle.keys():
+            for name in handle.keys():  # noqa: SIM118 (no mapping)
                 if name in infos:
                     raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
                 slice_ = handle.get_slice(name)
@@ -90,8 +90,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = local(path)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise _pickled(path) if path.suffix in {p[1:] for p in _PICKLES} else UserError(
-                f"{path}: not a model folder and not a .safetensors file"
+            raise (
+                _pickled(path)
+                if path.suffix in {p[1:] for p in _PICKLES}
+                else UserError(f"{path}: not a model folder and not a .safetensors file")
             )
         return Checkpoint(path, [path], {})
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
@@ -143,7 +145,7 @@ def _shards(folder: Path) -> list[Path]:
             if not (folder / file).exists():
                 raise UserError(f"{folder / file}: missing, though {INDEX} names it: download the model again")
         files = [folder / file for file in sorted(set(weight_map.values()))]
-        held = {name for file in files for name in _open(file).keys()}
+        held = {name for file in files for name in _open(file).keys()}  # noqa: SIM118
         if missing := sorted(set(weight_map) - held):
             raise UserError(f"{folder / INDEX}: {missing[0]} is in none of the files it names: download the model again")
         return files

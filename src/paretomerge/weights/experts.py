@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from paretomerge.weights.lazy import TensorInfo, Weights
 CHUNK = 1 << 15
 """Entries of one expert that are merged at a time: K + 1 such slices, and what is computed from them, stay in cache."""
 
-Fill = Callable[[slice, Tensor, Tensor], None]
+Fill = Callable[[slice, Tensor, Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Expert:
         if isinstance(self.source, Adapter) and own in self.source.factors:
             factors = self.source.factors[own]
             down, up = factors.down.float() * factors.scale, factors.up.float()
-            return lambda rows, base, out: torch.mm(down[rows], up, out=out) and None
+            return lambda rows, base, out: torch.mm(down[rows], up, out=out)
         tensor = (self.source.replaced if isinstance(self.source, Adapter) else self.source)[own].reshape(-1, columns)
 
         def fill(rows: slice, base: Tensor, out: Tensor) -> None:
@@ -104,6 +104,18 @@ class Experts:
     def __len__(self) -> int:
         return len(self.experts)
 
+    def stored_as(self, dtype: torch.dtype | None) -> Experts:
+        """The same, with merged models stored as ``dtype`` (None: as the base is); what is computed stays fp32."""
+        if dtype is None:
+            return self
+        return replace(
+            self, infos={n: i._replace(dtype=dtype) if i.dtype.is_floating_point else i for n, i in self.infos.items()}
+        )
+
+    def wide(self, name: str) -> torch.dtype:
+        """The dtype in which tensor ``name`` is merged: fp32, or fp64 for a base in fp64."""
+        return torch.float64 if self.base.infos[name].dtype == torch.float64 else torch.float32
+
     def chunks(self, name: str, entries: int = CHUNK) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Slices of tensor ``name`` seen as a matrix (its first dimension × the rest): (rows, base, task vectors).
 
@@ -113,7 +125,7 @@ class Experts:
         info = self.infos[name]
         n_rows, columns = matrix_shape(info.shape)
         step = n_rows if columns == 1 else max(1, min(n_rows, entries // max(1, columns)))
-        dtype = torch.float64 if info.dtype == torch.float64 else torch.float32
+        dtype = self.wide(name)
         base = self.base[name].reshape(n_rows, columns)
         fills = [expert.rows(name, columns) for expert in self.experts]
         buffer = self._buffer(len(fills) * step * columns, dtype).view(len(fills), step, columns)
@@ -148,8 +160,10 @@ class Experts:
         for _, file, tensor in sources:
             if not torch.isfinite(tensor.float()).all():
                 bad = int((~torch.isfinite(tensor.float())).sum())
-                return UserError(f"{file}: {name}: {bad} of {tensor.numel()} entries are NaN or infinite: "
-                                 f"save the model again, or keep the base's tensor with --exclude '{name}'")
+                return UserError(
+                    f"{file}: {name}: {bad} of {tensor.numel()} entries are NaN or infinite: "
+                    f"save the model again, or keep the base's tensor with --exclude '{name}'"
+                )
         return UserError(f"{name}: the merged tensor overflows {self.infos[name].dtype}: store it wider (--dtype float32)")
 
 
@@ -215,9 +229,7 @@ def inspect_experts(
     alignment = align(opened_base, sources, options)
     return Experts(
         base=opened_base,
-        experts=tuple(
-            Expert(task, sources[task], a.names, a.heads, a.prefix) for task, a in alignment.experts.items()
-        ),
+        experts=tuple(Expert(task, sources[task], a.names, a.heads, a.prefix) for task, a in alignment.experts.items()),
         merged=alignment.merged,
         infos=alignment.infos,
         aliases=alignment.aliases,

@@ -27,4 +27,3 @@ def tied_pairs(weights: Weights) -> dict[str, str]:
             if torch.equal(weights[source], weights[output]):
                 pairs[output] = source
     return pairs
-

@@ -26,9 +26,7 @@ Progress = Callable[[str, int], None]
 """Called after each tensor with its name and bytes."""
 
 
-def write_safetensors(
-    weights: Weights, path: Path, *, workers: int | None = None, progress: Progress | None = None
-) -> None:
+def write_safetensors(weights: Weights, path: Path, *, workers: int | None = None, progress: Progress | None = None) -> None:
     """Write one safetensors file; at any time ``workers`` tensors are in memory.
 
     The header is known from ``weights.infos``, so each tensor goes to its place as soon as it is computed.
@@ -174,7 +172,7 @@ def _may_write(target: Path, overwrite: str | None) -> None:
 def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
     if not tensor.numel():
         return
-    view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written

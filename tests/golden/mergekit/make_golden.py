@@ -305,7 +305,9 @@ def make_models(family: str, folder: Path) -> None:
                 )
             )
         return GPT2LMHeadModel(
-            GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_inner=12, n_positions=16)
+            GPT2Config(
+                bos_token_id=0, eos_token_id=0, vocab_size=64, n_embd=16, n_layer=2, n_head=2, n_inner=12, n_positions=16
+            )
         )
 
     def is_scale(name, p):

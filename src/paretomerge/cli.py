@@ -1,0 +1,416 @@
+"""The command line. Heavy imports happen inside the commands, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from paretomerge.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from paretomerge.recipe import Recipe
+    from paretomerge.weights.experts import Experts
+    from paretomerge.weights.lazy import Weights
+
+app = typer.Typer(
+    help="Merge fine-tuned models into one for every preference over their tasks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[
+    Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (YAML) instead of, or completed by, the options below.")
+]
+Base = Annotated[str | None, typer.Option("--base", help="The pretrained model: folder, .safetensors file or hub name.")]
+ExpertPaths = Annotated[
+    list[str] | None, typer.Option("--expert", metavar="NAME=PATH", help="A model fine-tuned from the base, or a LoRA adapter.")
+]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="The method; see paretomerge methods.")]
+OptionValues = Annotated[
+    list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the method, e.g. density=0.2.")
+]
+On = Annotated[str | None, typer.Option("--on", help="The merge at equal preference (default: task_arithmetic).")]
+OnOptions = Annotated[list[str] | None, typer.Option("--on-option", metavar="NAME=VALUE", help="An option of that merge.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="Store as float32, bfloat16, float16 … (default: as the base).")]
+ShardSize = Annotated[str | None, typer.Option("--shard-size", help="Largest file, e.g. 5GB.")]
+Vocab = Annotated[str | None, typer.Option("--vocab", help="error, or common: merge the tokens that all have.")]
+Missing = Annotated[str | None, typer.Option("--missing", help="error, or base: what an expert lacks is unchanged.")]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Tensors to keep as in the base.")]
+Heads = Annotated[list[str] | None, typer.Option("--heads", metavar="GLOB", help="Tensors that stay with each task.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that paretomerge wrote.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+HeadOf = Annotated[str | None, typer.Option("--head", metavar="TASK", help="Write that task's model, with its own head.")]
+
+
+@app.command()
+def check(
+    recipe: RecipeFile = None,
+    base: Base = None,
+    expert: ExpertPaths = None,
+    vocab: Vocab = None,
+    missing: Missing = None,
+    exclude: Exclude = None,
+    heads: Heads = None,
+    as_json: Json = False,
+) -> None:
+    """Say what would be merged and what does not fit, from file headers only; exit 2 if something does not."""
+    plan = _recipe(recipe, base=base, expert=expert, vocab=vocab, missing=missing, exclude=exclude, heads=heads)
+    experts = _inspected(plan)
+    errors = [finding for finding in experts.findings if finding.level == "error"]
+    entries = sum(experts.infos[name].numel for name in experts.merged)
+    facts = {
+        "ok": not errors,
+        "tasks": list(experts.tasks),
+        "merged_tensors": len(experts.merged),
+        "copied_tensors": len(experts.infos) - len(experts.merged),
+        "merged_parameters": entries,
+        "model_bytes": sum(info.nbytes for info in experts.infos.values()),
+        "heads": {e.task: len(e.heads) for e in experts.experts if e.heads},
+        "findings": [vars(finding) for finding in experts.findings],
+    }
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
+    else:
+        for finding in experts.findings:
+            print(f"{finding.level}: {finding}")
+        print(
+            f"{'ok' if not errors else f'{len(errors)} errors'}: {len(experts)} experts; {len(experts.merged)} tensors "
+            f"({entries / 1e6:.1f} M parameters) are merged, {facts['copied_tensors']} copied from the base"
+        )
+    if errors:
+        raise typer.Exit(2)
+
+
+@app.command()
+def merge(
+    recipe: RecipeFile = None,
+    base: Base = None,
+    expert: ExpertPaths = None,
+    method: Method = None,
+    option: OptionValues = None,
+    output: Output = None,
+    head: HeadOf = None,
+    dtype: Dtype = None,
+    shard_size: ShardSize = None,
+    vocab: Vocab = None,
+    missing: Missing = None,
+    exclude: Exclude = None,
+    heads: Heads = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Merge to one model: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv or iso_c.
+
+    A mergekit YAML is a recipe, too.
+    """
+    started = time.perf_counter()
+    plan = _recipe(
+        recipe, base=base, expert=expert, method=method, option=option, output=output, dtype=dtype, shard_size=shard_size,
+        vocab=vocab, missing=missing, exclude=exclude, heads=heads,
+    )  # fmt: skip
+    folder = _target(plan, overwrite, "paretomerge.json")
+    from paretomerge import api
+    from paretomerge.export.heads import heads_of
+    from paretomerge.export.huggingface import write_model
+    from paretomerge.front import sources_of, versions
+
+    experts = _loaded(plan, quiet)
+    merged = api.merge(experts, plan.method or "task_arithmetic", **plan.options)
+    config = getattr(experts.base, "config", {})
+    if head is not None:
+        own = heads_of(experts).get(head)
+        if own is None:
+            raise UserError(f"--head {head}: no task of that name has a head (heads: {', '.join(heads_of(experts)) or 'none'})")
+        merged, config = own.on(merged), own.config
+    path = getattr(experts.base, "path", None)
+    provenance = {
+        "method": plan.method or "task_arithmetic",
+        "settings": plan.options,
+        "sources": sources_of(experts, hashes=False),
+        "versions": versions(),
+    }
+    with _progress("merging", len(merged), merged.nbytes, quiet) as tick:
+        write_model(
+            merged, folder, config=config, companions=path if path and path.is_dir() else None, provenance=provenance,
+            shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick,
+        )  # fmt: skip
+    _done(folder, merged, started, quiet, as_json, {"method": provenance["method"]})
+
+
+@app.command()
+def fit(
+    recipe: RecipeFile = None,
+    base: Base = None,
+    expert: ExpertPaths = None,
+    method: Method = None,
+    option: OptionValues = None,
+    on: On = None,
+    on_option: OnOptions = None,
+    output: Output = None,
+    dtype: Dtype = None,
+    shard_size: ShardSize = None,
+    vocab: Vocab = None,
+    missing: Missing = None,
+    exclude: Exclude = None,
+    heads: Heads = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Make a front, a model for every preference: pareto-merging (closed form, no data) or soup.
+
+    The front's folder is itself the model at equal preference; paretomerge pick writes the others.
+    """
+    started = time.perf_counter()
+    plan = _recipe(
+        recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, output=output,
+        dtype=dtype, shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
+    )  # fmt: skip
+    folder = _target(plan, overwrite, "pareto_set.json")
+    from paretomerge import api
+
+    experts = _loaded(plan, quiet)
+    with _status("fitting", quiet):
+        front = api.fit(
+            experts, plan.method or "pareto-merging", on=plan.on.method if plan.on else None,
+            on_options=plan.on.options if plan.on else None, **plan.options,
+        )  # fmt: skip
+    tensors, _ = front.pareto_set.stored()
+    written = front.pareto_set.base
+    with _progress("writing", len(written) + len(tensors), written.nbytes + tensors.nbytes, quiet) as tick:
+        front.save(folder, overwrite=overwrite, shard_bytes=plan.shard_bytes, progress=tick)
+    _done(folder, written, started, quiet, as_json, front.summary())
+
+
+@app.command()
+def pick(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    preference: Annotated[
+        str, typer.Option("--preference", "-p", help="math=0.7,code=0.3 (normalised), equal, priority:math or only:math.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    lora: Annotated[bool, typer.Option("--lora", help="Write a PEFT LoRA adapter on the front's base instead.")] = False,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="With --lora: the name under which the adapter finds the front.")
+    ] = None,
+    head: HeadOf = None,
+    dtype: Dtype = None,
+    shard_size: ShardSize = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write the model that a preference asks for: a Hugging Face checkpoint, or with --lora a small adapter."""
+    started = time.perf_counter()
+    from paretomerge import preferences
+    from paretomerge.front import load_front
+    from paretomerge.recipe import parse_size
+    from paretomerge.weights.writing import may_write
+
+    opened = load_front(front)
+    gamma = preferences.parse(preference, opened.tasks)
+    may_write(output, "paretomerge.json" if overwrite else None)
+    facts = {"preference": dict(zip(opened.tasks, gamma, strict=True))}
+    if lora:
+        if dtype or shard_size:
+            raise UserError("--dtype and --shard-size do not go with --lora: an adapter is one small file in float32")
+        opened.pick_lora(gamma, output, head=head, base_model=base_model, overwrite=overwrite)
+        _done(output, None, started, quiet, as_json, facts)
+        return
+    if base_model:
+        raise UserError("--base-model goes with --lora only")
+    weights = opened.at(gamma, _dtype(dtype), head)
+    with _progress("writing", len(weights), weights.nbytes, quiet) as tick:
+        opened.pick(
+            gamma, output, head=head, dtype=_dtype(dtype), overwrite=overwrite, progress=tick,
+            shard_bytes=parse_size(shard_size or "5GB"),
+        )  # fmt: skip
+    _done(output, weights, started, quiet, as_json, facts)
+
+
+@app.command()
+def info(front: Annotated[Path, typer.Argument(help="A front's folder.")], as_json: Json = False) -> None:
+    """Say what a front holds: tasks, method, settings, what it stores, where it comes from."""
+    from paretomerge.front import load_front
+
+    facts = load_front(front).summary()
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in facts.items():
+        for number, line in enumerate(value.items() if isinstance(value, dict) else [("", value)]):
+            name, shown = line
+            text = ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown)
+            table.add_row(key.replace("_", " ") if number == 0 else "", str(name), text)
+    Console().print(table)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods with their options, defaults and sources."""
+    from paretomerge.recipe import describe_methods
+
+    rows = describe_methods()
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for row in rows:
+        console.print(f"[bold]{row['name']}[/bold] ({row['command']}): {row['summary']}", highlight=False)
+        for name, option in row["options"].items():
+            console.print(f"    {name} = {option['default']}", highlight=False, markup=False)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the front and its picture.")] = Path(
+        "paretomerge-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the closed form's random start.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do the whole job on a small vision transformer and its experts, which come with the package."""
+    from paretomerge.demo.run import run
+
+    run(output, seed=seed, overwrite=overwrite, quiet=quiet, as_json=as_json)
+
+
+def main() -> None:
+    """The entry point: a user's mistake is one line on standard error and exit code 2, never a traceback."""
+    # idle OpenMP threads that spin would take the cores from whatever else runs, ourselves included
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, EOFError):
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        # a mistake in the flags: click's exception, wherever this version of typer keeps click
+        if not hasattr(error, "format_message"):
+            raise
+        _fail(error.format_message())
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> NoReturn:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _recipe(file: Path | None, **flags: Any) -> Recipe:
+    """The recipe that a file and flags describe together; what a flag says counts."""
+    from paretomerge.recipe import combined
+
+    return combined(file, **flags)
+
+
+def _inspected(plan: Recipe) -> Experts:
+    from paretomerge.weights.alignment import Options
+    from paretomerge.weights.experts import inspect_experts
+
+    options = Options(tuple(plan.exclude), tuple(plan.heads), plan.vocab, plan.missing)
+    return inspect_experts(plan.base, plan.experts, options)
+
+
+def _loaded(plan: Recipe, quiet: bool) -> Experts:
+    from paretomerge.weights.experts import load_experts
+
+    experts = load_experts(
+        plan.base, plan.experts, exclude=plan.exclude, heads=plan.heads, vocab=plan.vocab, missing=plan.missing
+    )
+    if not quiet:
+        for line in [*plan.notices, *(f"{finding.level}: {finding}" for finding in experts.findings)]:
+            print(line, file=sys.stderr)
+    return experts.stored_as(_dtype(plan.dtype))
+
+
+def _target(plan: Recipe, overwrite: bool, ours: str) -> Path:
+    """The folder to write, known to be writable before any work is done."""
+    from paretomerge.weights.writing import may_write
+
+    if plan.output is None:
+        raise UserError("no output folder: name it with --output")
+    may_write(plan.output, ours if overwrite else None)
+    return Path(plan.output)
+
+
+def _dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    import torch
+
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
+    found = getattr(torch, names.get(name, name), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"--dtype {name}: choose float32, bfloat16, float16 or float64")
+    return found
+
+
+@contextmanager
+def _progress(label: str, tensors: int, nbytes: int, quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
+    """A bar on standard error that counts tensors and bytes."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}/{task.fields[tensors]} tensors"),
+        DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=nbytes, count=0, tensors=tensors)
+
+        def tick(name: str, size: int) -> None:
+            bar.update(task, advance=size, count=bar.tasks[task].fields["count"] + 1)
+
+        yield tick
+
+
+@contextmanager
+def _status(label: str, quiet: bool) -> Iterator[None]:
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(label):
+        yield
+
+
+def _done(folder: Path, weights: Weights | None, started: float, quiet: bool, as_json: bool, facts: dict[str, Any]) -> None:
+    seconds = round(time.perf_counter() - started, 2)
+    written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    if as_json:
+        print(json.dumps({"output": str(folder), "bytes": written, "seconds": seconds, **facts}, ensure_ascii=False, indent=2))
+    elif not quiet:
+        tensors = f"{len(weights)} tensors, " if weights is not None else ""
+        print(f"{folder}: {tensors}{written / 1e6:.1f} MB in {seconds:.1f} s")

@@ -1,0 +1,45 @@
+"""What belongs to one task only: the tensors and the configuration that turn shared weights into that task's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from paretomerge.weights.adapter import Adapter
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights
+from paretomerge.weights.naming import from_base
+
+
+@dataclass(frozen=True)
+class Head:
+    """A task's own tensors and configuration, and how its model names the shared tensors."""
+
+    tensors: Weights
+    config: Mapping[str, Any]
+    prefix: str
+    """Before the base's names in this task's model (``vit.``); ``-vit.``: the base's names less ``vit.``."""
+    lacks: tuple[str, ...] = ()
+    """Tensors of the base that this task's model does not have."""
+
+    def on(self, weights: Weights, dtype: torch.dtype | None = None) -> Weights:
+        """The whole model of the task: shared weights under its own names, and its head."""
+        shared = weights.without(frozenset(self.lacks)).renamed(lambda name: from_base(name, self.prefix))
+        own = self.tensors.cast(dtype)
+        return shared.replacing(own.infos, own.__getitem__)
+
+
+def heads_of(experts: Experts) -> dict[str, Head]:
+    """The heads of the experts that have one."""
+    heads = {}
+    for expert in experts.experts:
+        if not expert.heads:
+            continue
+        lacks: tuple[str, ...] = ()
+        if not isinstance(expert.source, Adapter):
+            lacks = tuple(name for name in experts.infos if from_base(name, expert.prefix) not in expert.source)
+        heads[expert.task] = Head(expert.head(), expert.config, expert.prefix, lacks)
+    return heads

@@ -1,0 +1,96 @@
+"""Merged weights as an ordinary Hugging Face checkpoint, or as a live model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from paretomerge.export.card import model_card
+from paretomerge.weights.architecture import model_class, transformers_config
+from paretomerge.weights.lazy import Weights
+from paretomerge.weights.writing import Progress, whole_folder, write_json, write_shards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PROVENANCE = "paretomerge.json"
+"""The file that says how a folder came about, and marks it as ours."""
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
+_NOT_COMPANIONS = ("*.index.json", "adapter_config.json", PROVENANCE, "pareto_set.json", "config.json")
+
+
+def write_model(
+    weights: Weights,
+    folder: str | Path,
+    *,
+    config: Mapping[str, Any],
+    companions: Path | None,
+    provenance: Mapping[str, Any],
+    shard_bytes: int,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write a model folder: sharded safetensors, configuration, tokenizer and processor files, card, provenance.
+
+    Args:
+        weights: the model, read tensor by tensor.
+        folder: the folder to make; it appears whole or not at all.
+        config: for ``config.json`` (its dtype is set to that of the weights); empty: none is written.
+        companions: the folder whose tokenizer, generation and processor files are copied.
+        provenance: for ``paretomerge.json`` and the model card.
+        shard_bytes: largest shard.
+        overwrite: replace a folder that paretomerge wrote.
+        progress: called after each tensor.
+    """
+    with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:
+        write_shards(weights, temporary, shard_bytes=shard_bytes, progress=progress)
+        write_companions(temporary, config, companions, weights)
+        write_json(temporary / PROVENANCE, provenance)
+        (temporary / "README.md").write_text(model_card(provenance), encoding="utf-8")
+
+
+def write_companions(folder: Path, config: Mapping[str, Any], companions: Path | None, weights: Weights) -> None:
+    """The files beside the weights that make a folder a model: configuration, tokenizer, generation, processor."""
+    if companions and companions.is_dir():
+        for pattern in _COMPANIONS:
+            for file in sorted(companions.glob(pattern)):
+                if file.is_file() and not any(file.match(other) for other in _NOT_COMPANIONS):
+                    shutil.copyfile(file, folder / file.name)
+    if config:
+        key = "torch_dtype" if "torch_dtype" in config else "dtype"
+        name = str(main_dtype(weights)).removeprefix("torch.")
+        write_json(folder / "config.json", {**config, key: name})
+
+
+def main_dtype(weights: Weights) -> torch.dtype:
+    """The floating-point dtype that most entries of a model have."""
+    counts: dict[torch.dtype, int] = {}
+    for info in weights.infos.values():
+        if info.dtype.is_floating_point:
+            counts[info.dtype] = counts.get(info.dtype, 0) + info.numel
+    return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
+
+
+def build_model(weights: Weights, config: Mapping[str, Any]) -> PreTrainedModel:
+    """A live transformers model with these weights, in evaluation mode, in their dtype."""
+    from transformers.utils import logging
+
+    state: dict[str, Tensor] = {name: weights[name] for name in weights}
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = model_class(config).from_pretrained(
+            None, config=transformers_config(config), state_dict=state, dtype=main_dtype(weights)
+        )
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    return model.eval()

@@ -1,0 +1,301 @@
+"""The front: a Pareto set with all that is needed to use it, in memory or in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from paretomerge.errors import UserError
+from paretomerge.export.card import model_card
+from paretomerge.export.heads import Head, heads_of
+from paretomerge.export.huggingface import build_model, write_companions, write_model
+from paretomerge.export.lora import write_lora
+from paretomerge.sets import SETS
+from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet, Preference
+from paretomerge.weights.adapter import Adapter
+from paretomerge.weights.architecture import live_names
+from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_json
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights
+from paretomerge.weights.writing import SHARD_BYTES, Progress, whole_folder, write_json, write_safetensors, write_shards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FORMAT = 1
+FACTS = "pareto_set.json"
+TENSORS = "pareto_set.safetensors"
+_HEADS = "heads"
+
+
+@dataclass(frozen=True)
+class Front:
+    """A Pareto set, its tasks' heads and where it comes from: what ``fit`` makes and a front folder holds."""
+
+    pareto_set: ParetoSet
+    config: Mapping[str, Any]
+    heads: Mapping[str, Head]
+    sources: Mapping[str, Any]
+    companions: Path | None
+    """The folder with the tokenizer and the other files of the base."""
+    folder: Path | None = None
+    measured: tuple[Mapping[str, Any], ...] = ()
+    """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
+    _applied: WeakKeyDictionary[nn.Module, Tensor] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return self.pareto_set.tasks
+
+    def at(self, preference: Preference, dtype: torch.dtype | None = None, head: str | None = None) -> Weights:
+        """θ(γ), lazily; with ``head`` the whole model of that task, in its own naming (see ``ParetoSet.at``)."""
+        weights = self.pareto_set.at(preference, dtype)
+        return weights if head is None else self._head(head).on(weights, dtype)
+
+    def model(self, preference: Preference, *, head: str | None = None) -> PreTrainedModel:
+        """A live transformers model at this preference, in evaluation mode (``apply_`` moves it to another)."""
+        model = build_model(self.at(preference, head=head), self._head(head).config if head else self.config)
+        self._applied[model] = self.pareto_set.preference(preference)
+        return model
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module, preference: Preference) -> nn.Module:
+        """Move a live model to a preference, in place; only the tensors that vary are touched.
+
+        From the second time on, fp32 and fp64 weights are updated by the difference of the two preferences, which for
+        Pareto Merging has rank r. Narrower weights would drift, so they are set anew from the front's base.
+
+        Args:
+            model: any module whose parameters have the base's names, up to a prefix: one that ``model`` built, or the
+                front's folder loaded with transformers.
+            preference: γ.
+        """
+        gamma = self.pareto_set.preference(preference)
+        since = self._applied.get(model)
+        parameters = dict(model.named_parameters())
+        names = live_names(self.pareto_set.varying, model)
+        weights = self.pareto_set.at(preference)
+        for name in self.pareto_set.varying:
+            parameter = parameters.get(names.get(name, ""))
+            if parameter is None:
+                raise UserError(f"the model has no parameter {name} of that shape: build it with front.model")
+            if since is None or parameter.dtype.itemsize < 4:
+                parameter.copy_(weights[name])
+            else:
+                self.pareto_set.shift_(name, parameter, gamma, since)
+        self._applied[model] = gamma
+        return model
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        shard_bytes: int = SHARD_BYTES,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write the front's folder: the equal-preference model as a Hugging Face checkpoint, and the set beside it."""
+        tensors, facts = self.pareto_set.stored()
+        with whole_folder(folder, overwrite=FACTS if overwrite else None) as temporary:
+            write_shards(self.pareto_set.base, temporary, shard_bytes=shard_bytes, progress=progress)
+            write_companions(temporary, self.config, self.companions, self.pareto_set.base)
+            write_safetensors(tensors, temporary / TENSORS, progress=progress)
+            heads = {}
+            for task, head in self.heads.items():
+                (temporary / _HEADS / task).mkdir(parents=True)
+                write_safetensors(head.tensors, temporary / _HEADS / task / "head.safetensors")
+                write_json(temporary / _HEADS / task / "config.json", head.config)
+                heads[task] = {"prefix": head.prefix, "lacks": list(head.lacks)}
+            write_json(
+                temporary / FACTS,
+                {
+                    "format": FORMAT,
+                    "method": self.pareto_set.method,
+                    "tasks": list(self.tasks),
+                    "settings": self.pareto_set.settings,
+                    "set": facts,
+                    "heads": heads,
+                    "sources": self.sources,
+                    "versions": versions(),
+                    "measured": list(self.measured),
+                },
+            )
+            (temporary / "README.md").write_text(model_card({**self.provenance(), "kind": "front"}), encoding="utf-8")
+
+    def pick(
+        self,
+        preference: Preference,
+        folder: str | Path,
+        *,
+        head: str | None = None,
+        dtype: torch.dtype | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write θ(γ) as an ordinary Hugging Face model folder; with ``head``, that task's model."""
+        write_model(
+            self.at(preference, dtype, head),
+            folder,
+            config=self._head(head).config if head else self.config,
+            companions=self.companions,
+            provenance=self.provenance(preference),
+            shard_bytes=shard_bytes,
+            overwrite=overwrite,
+            progress=progress,
+        )
+
+    def pick_lora(
+        self,
+        preference: Preference,
+        folder: str | Path,
+        *,
+        head: str | None = None,
+        base_model: str | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Write θ(γ) − base as a PEFT adapter for the front's folder (or for ``base_model``, a copy of it elsewhere)."""
+        if not isinstance(self.pareto_set, LowRank):
+            raise UserError(
+                f"a {self.pareto_set.method} has full rank: there is no LoRA of it. Pick a checkpoint, or fit pareto-merging"
+            )
+        write_lora(
+            self.pareto_set,
+            self.pareto_set.preference(preference),
+            folder,
+            config=self._head(head).config if head else self.config,
+            base_model=base_model or str(self.folder.resolve() if self.folder else ""),
+            provenance=self.provenance(preference),
+            head=dict(self._head(head).tensors) if head else None,
+            overwrite=overwrite,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What the front holds, for people and for JSON."""
+        stored, _ = self.pareto_set.stored()
+        parameters = sum(info.numel for info in self.pareto_set.base.infos.values())
+        added = self.pareto_set.added_parameters()
+        return {
+            "method": self.pareto_set.method,
+            "tasks": list(self.tasks),
+            "parameters": {
+                "base": parameters,
+                "added": added,
+                "added_share": round(added / parameters, 6),
+                "added_bytes": stored.nbytes,
+                "varying_tensors": len(self.pareto_set.varying),
+            },
+            "settings": self.pareto_set.settings,
+            "heads": sorted(self.heads),
+            "sources": {"base": self.sources["base"]["path"]}
+            | {task: source["path"] for task, source in self.sources["experts"].items()},
+            "measured": len(self.measured),
+        }
+
+    def provenance(self, preference: Preference | None = None) -> dict[str, Any]:
+        """How a model came about: for ``paretomerge.json`` and the card."""
+        facts: dict[str, Any] = {"method": self.pareto_set.method, "settings": self.pareto_set.settings}
+        if preference is not None:
+            gamma = self.pareto_set.preference(preference).tolist()
+            facts["preference"] = dict(zip(self.tasks, gamma, strict=True))
+        return {**facts, "sources": self.sources, "versions": versions()}
+
+    def _head(self, task: str) -> Head:
+        if task not in self.heads:
+            if task in self.tasks:
+                raise UserError(f"task {task} has no head of its own in this front: leave --head out")
+            raise UserError(f"no task is called {task!r} (tasks: {', '.join(self.tasks)})")
+        if not self.heads[task].config:
+            raise UserError(f"the head of task {task} came without a config.json (with a LoRA adapter): leave --head out")
+        return self.heads[task]
+
+
+def front_of(pareto_set: ParetoSet, experts: Experts, *, hashes: bool = True) -> Front:
+    """A front in memory: a set, with what its experts bring along (heads, configuration, provenance)."""
+    base = experts.base
+    path = getattr(base, "path", None)
+    return Front(
+        pareto_set,
+        base.config if isinstance(base, Checkpoint) else {},
+        heads_of(experts),
+        sources_of(experts, hashes=hashes),
+        path if path and path.is_dir() else None,
+    )
+
+
+def sources_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
+    """Where the tensors come from: the path of each model, its files, and their SHA-256 (``hashes``)."""
+    sources = {"": experts.base, **{expert.task: expert.source for expert in experts.experts}}
+    files: dict[str, list[Path]] = {
+        task: source.sources if isinstance(source, Checkpoint) else [source.file] if isinstance(source, Adapter) else []
+        for task, source in sources.items()
+    }
+    with ThreadPoolExecutor(2) as pool:
+        found = {
+            task: {file.name: pool.submit(_sha256, file) if hashes else None for file in each} for task, each in files.items()
+        }
+        described = {
+            task: {
+                "path": str(getattr(source, "path", "in memory")),
+                "files": {name: job.result() if job else None for name, job in found[task].items()},
+            }
+            for task, source in sources.items()
+        }
+    return {"base": described.pop(""), "experts": described}
+
+
+def load_front(folder: str | Path) -> Front:
+    """Open a front folder; tensors are read when they are needed.
+
+    Raises:
+        UserError: no front there, one of a later format, or one that is damaged.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / FACTS).exists():
+        raise UserError(f"{folder}: not a front (no {FACTS} in it): make one with paretomerge fit")
+    facts = read_json(folder / FACTS)
+    if facts.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / FACTS}: format {facts.get('format')!r}; this version reads format {FORMAT}: update paretomerge"
+        )
+    try:
+        kind = SETS[facts["method"]]
+        tasks = [str(task) for task in facts["tasks"]]
+        base = open_checkpoint(folder)
+        tensors = Checkpoint(folder / TENSORS, [folder / TENSORS], {})
+        pareto_set = kind.restored(tasks, base, facts["settings"], tensors, facts["set"])
+        heads = {}
+        for task, head in facts["heads"].items():
+            if task not in tasks:
+                raise UserError(f"{folder / FACTS}: a head for {task!r}, which is no task: fit the front again")
+            file = folder / _HEADS / task / "head.safetensors"
+            heads[task] = Head(
+                Checkpoint(file, [file], {}),
+                read_json(file.with_name("config.json")),
+                head["prefix"],
+                tuple(head["lacks"]),
+            )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / FACTS}: damaged ({error!r}): fit the front again") from error
+    return Front(pareto_set, base.config, heads, facts["sources"], folder, folder, tuple(facts.get("measured", ())))
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that computed the numbers."""
+    return {name: version(name) for name in ("paretomerge", "torch", "safetensors")} | {"python": platform.python_version()}
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
