@@ -27,7 +27,7 @@ def main(out: str, base: str, *experts: str) -> None:
         start = stored.float()
         total = start.clone()
         for theta in thetas:
-            total += SCALE * (theta.get_tensor(name).float() - start)
+            total.add_(theta.get_tensor(name).float() - start, alpha=SCALE)
         merged[name] = total.to(stored.dtype)
     save_file(merged, out, metadata={"format": "pt"})
 

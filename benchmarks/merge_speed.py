@@ -13,7 +13,8 @@ The models: GPT-2 (124 M parameters) and 8 experts, base + random perturbations,
     memory  the peak of its anonymous pages (RssAnon, every 20 ms), so that mapped files do not count
 
 "× floor" is CPU against `floor.py`: task arithmetic as a plain loop that reads the 9 files and writes one. Figures are
-medians; the repeats take turns over all rows, and files are in the page cache before the first. Linux only.
+medians; the repeats take turns over all rows, and files are in the page cache before the first. OMP_WAIT_POLICY is PASSIVE
+for every row unless it is set: where something else runs beside, threads that wait would else spin, and be counted. Linux only.
 """
 
 import argparse
@@ -37,6 +38,7 @@ CACHE = Path(os.environ.get("PARETOMERGE_CACHE") or HERE / ".cache")
 OURS = Path(sys.executable).with_name("paretomerge")
 MERGEKIT = Path(os.environ.get("PEERS_VENV") or HERE.parent / ".venv-peers") / "bin" / "mergekit-yaml"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+WAIT_POLICY = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 MIB = 2**20
 
 
@@ -133,7 +135,7 @@ def fit_command(out: Path, base: Path, experts: list[Path]) -> list[object]:
 
 
 def pick_command(out: Path, front: Path) -> list[object]:
-    return [OURS, "pick", front, "--preference", "expert_0=3,expert_1=1", "-o", out, "--quiet"]
+    return [OURS, "pick", front, "--preference", "priority:expert_0", "-o", out, "--quiet"]
 
 
 def _models(base: Path, experts: list[Path]) -> list[object]:
@@ -172,7 +174,7 @@ class Failed(Exception):
 def measure(command: list[object]) -> Run:
     with tempfile.TemporaryFile() as log:
         start = time.perf_counter()
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": WAIT_POLICY}
         process = subprocess.Popen([str(x) for x in command], stdout=log, stderr=subprocess.STDOUT, env=environment)
         peak = 0
         while True:
@@ -300,7 +302,7 @@ def show(rows: list[Row]) -> None:
     print("MiB: the peak of anonymous memory.")
 
 
-def as_json(rows: list[Row], arguments: argparse.Namespace) -> dict[str, object]:
+def as_json(rows: list[Row], arguments: argparse.Namespace, load: float) -> dict[str, object]:
     described = [line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines()]
     processor = next((value.strip() for key, _, value in described if key.strip() == "model name"), platform.machine())
     peer = subprocess.run(
@@ -310,7 +312,7 @@ def as_json(rows: list[Row], arguments: argparse.Namespace) -> dict[str, object]
     ).stdout.strip()
     return {
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"processor": processor, "cores": os.cpu_count()},
+        "machine": {"processor": processor, "cores": os.cpu_count(), "load_before": load, "wait_policy": WAIT_POLICY},
         "versions": {p: version(p) for p in ("paretomerge", "torch", "safetensors")} | {"mergekit": peer},
         "models": {"architecture": "gpt2-small" if arguments.small else "gpt2", "experts": arguments.experts},
         "repeat": arguments.repeat,
@@ -356,6 +358,9 @@ def main() -> None:
     if "mergekit" in chosen and not MERGEKIT.exists():
         sys.exit(f"{MERGEKIT} does not exist: `make peers`, or --skip-peers")
 
+    load = os.getloadavg()[0]
+    if load > 0.5:
+        print(f"note: something else runs here (load {load:.1f}); CPU seconds will be too high", file=sys.stderr)
     rows: list[Row] = []
     for dtype in arguments.dtype:
         models = build(dtype, arguments.experts, arguments.small)
@@ -378,7 +383,7 @@ def main() -> None:
     output = arguments.output or (None if arguments.small else HERE / "results" / "merge_speed.json")
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(as_json(rows, arguments), indent=1, ensure_ascii=False) + "\n")
+        output.write_text(json.dumps(as_json(rows, arguments, load), indent=1, ensure_ascii=False) + "\n")
         print(f"written: {output}")
     if any(row.error for row in rows):
         sys.exit(1)

@@ -74,8 +74,8 @@ def disjoint_mean(v: list[Tensor], weights: Sequence[float], normalize: bool = T
     total, voters = torch.zeros_like(v[0]), torch.zeros_like(v[0])
     for term, w in zip(terms, weights, strict=True):
         agrees = (torch.sign(term) == sign) & (term != 0)
-        total += torch.where(agrees, term, 0.0)
-        voters += torch.where(agrees, abs(w), 0.0)
+        total += term * agrees.double()
+        voters += abs(w) * agrees.double()
     return torch.where(voters > 0, total / voters, 0.0) if normalize else total
 
 
@@ -137,7 +137,10 @@ def dare_ties(
 
 
 def della_probabilities(v: Tensor, density: float, epsilon: float) -> Tensor:
-    """Keep probability by rank of magnitude within each row: density − ε/2 for the smallest, density + ε/2 for the largest."""
+    """Keep probability by rank of magnitude within each row: density − ε/2 for the smallest, density + ε/2 for the largest.
+
+    Rounded to multiples of 2⁻¹⁶, the package's choice: what is drawn is what is divided by.
+    """
     rows = v.reshape(1, -1) if v.ndim < 2 else v.reshape(v.shape[0], -1)
     result = torch.empty_like(rows)
     n = rows.shape[1]
@@ -146,7 +149,7 @@ def della_probabilities(v: Tensor, density: float, epsilon: float) -> Tensor:
         order = sorted(range(n), key=lambda j: (abs(float(row[j])), j))
         for rank, j in enumerate(order):
             result[i, j] = density - epsilon / 2 + epsilon * rank / (n - 1) if n > 1 else density
-    return result.reshape(v.shape)
+    return (result * 65536).round().reshape(v.shape) / 65536
 
 
 def della(
@@ -218,9 +221,7 @@ def spectral(
 ) -> State:
     """A rule for the named matrices, the mean task vector for all else."""
     vs = task_vectors(base, experts)
-    merged = {
-        name: rule([v[name] for v in vs]) if name in matrices else sum(v[name] for v in vs) / len(vs) for name in vs[0]
-    }
+    merged = {name: rule([v[name] for v in vs]) if name in matrices else sum(v[name] for v in vs) / len(vs) for name in vs[0]}
     return added(base, {name: scale * tensor for name, tensor in merged.items()})
 
 

@@ -160,8 +160,7 @@ def _pack(rows: list[tuple]) -> dict[str, np.ndarray]:
             seen.add(key)
             kept[family, shape] += 1
             unique.append((image, label, family, package))
-    image, label, family, package = zip(*unique)
+    image, label, family, package = zip(*unique, strict=True)
     test = np.array([is_test(f) for f in family])
-    return dict(
-        images=np.stack(image), labels=np.array(label), test=test, family=np.array(family), package=np.array(package)
-    )
+    columns = {"labels": label, "family": family, "package": package}
+    return {"images": np.stack(image), "test": test, **{key: np.array(column) for key, column in columns.items()}}

@@ -8,7 +8,7 @@ from paretomerge.errors import UserError
 from paretomerge.fitting import FITS
 from paretomerge.front import Front, front_of
 from paretomerge.merges import MERGES
-from paretomerge.recipe import check_options
+from paretomerge.options import check_options, unknown
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
@@ -60,5 +60,5 @@ def fit(
 
 def _named(name: str, known: dict[str, Any], what: str) -> Any:
     if name not in known:
-        raise UserError(f"no {what} is called {name!r}: choose one of {', '.join(known)}")
+        raise UserError(unknown(what, name, known))
     return known[name]

@@ -134,7 +134,8 @@ def merge(
     if head is not None:
         own = heads_of(experts).get(head)
         if own is None:
-            raise UserError(f"--head {head}: no task of that name has a head (heads: {', '.join(heads_of(experts)) or 'none'})")
+            known = ", ".join(heads_of(experts)) or "none"
+            raise UserError(f"--head {head}: no task of that name has a head (heads: {known})")
         merged, config = own.on(merged), own.config
     path = getattr(experts.base, "path", None)
     provenance = {
@@ -266,7 +267,7 @@ def info(front: Annotated[Path, typer.Argument(help="A front's folder.")], as_js
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods with their options, defaults and sources."""
-    from paretomerge.recipe import describe_methods
+    from paretomerge.options import describe_methods
 
     rows = describe_methods()
     if as_json:
@@ -346,7 +347,8 @@ def _loaded(plan: Recipe, quiet: bool) -> Experts:
         plan.base, plan.experts, exclude=plan.exclude, heads=plan.heads, vocab=plan.vocab, missing=plan.missing
     )
     if not quiet:
-        for line in [*plan.notices, *(f"{finding.level}: {finding}" for finding in experts.findings)]:
+        notices = [f"note: {notice}" for notice in plan.notices]
+        for line in notices + [f"{finding.level}: {finding}" for finding in experts.findings]:
             print(line, file=sys.stderr)
     return experts.stored_as(_dtype(plan.dtype))
 

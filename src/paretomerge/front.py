@@ -63,9 +63,15 @@ class Front:
         weights = self.pareto_set.at(preference, dtype)
         return weights if head is None else self._head(head).on(weights, dtype)
 
-    def model(self, preference: Preference, *, head: str | None = None) -> PreTrainedModel:
-        """A live transformers model at this preference, in evaluation mode (``apply_`` moves it to another)."""
-        model = build_model(self.at(preference, head=head), self._head(head).config if head else self.config)
+    def model(self, preference: Preference, *, head: str | None = None, dtype: torch.dtype | None = None) -> PreTrainedModel:
+        """A live transformers model at this preference, in evaluation mode (``apply_`` moves it to another).
+
+        Args:
+            preference: γ.
+            head: the task whose model it is to be; None: the base's class.
+            dtype: of its weights; None: as the front stores them (half precision is slow on most CPUs).
+        """
+        model = build_model(self.at(preference, dtype, head), self._head(head).config if head else self.config)
         self._applied[model] = self.pareto_set.preference(preference)
         return model
 

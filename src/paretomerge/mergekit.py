@@ -22,9 +22,11 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from paretomerge.errors import UserError
-from paretomerge.recipe import Recipe, unknown
+from paretomerge.options import unknown
+from paretomerge.recipe import Recipe
 
 _REQUIRED: Any = object()
+_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ def convert(config: Mapping[str, Any], file: str | Path) -> Recipe:
     name = reader.choice("merge_method", config.get("merge_method"), _METHODS)
     for key in config:
         if key not in _KEYS and config[key] is not None:
-            known = f"{key} is not supported: {_UNSUPPORTED[key]}" if key in _UNSUPPORTED else unknown("key", key, _KEYS)
-            raise reader.error(known)
+            why = _UNSUPPORTED.get(key)
+            raise reader.error(f"{key} is not supported: {why}" if why else unknown("key", key, _KEYS))
     method, base = _METHODS[name], config.get("base_model")
     if base is None and name != "linear":
         raise reader.error(f"{name} needs a base_model")
-    if not isinstance(base, str | None) or (base and "+" in base):
-        raise reader.error(f"base_model must be the path or name of a model, not {base!r}")
+    if base is not None and (not isinstance(base, str) or not base or "+" in base):
+        raise reader.error(f"base_model must be the path or name of one model, not {base!r}")
     if config.get("tokenizer_source") not in (None, "base", base):
         raise reader.error(f"tokenizer_source: {config['tokenizer_source']!r} is not supported: the base's is kept")
 
@@ -105,9 +107,6 @@ def convert(config: Mapping[str, Any], file: str | Path) -> Recipe:
     ).with_notices(reader.notices)
 
 
-_DTYPES = ("float32", "float16", "bfloat16", "float64")
-
-
 @dataclass
 class _Reader:
     """Reads one configuration and collects what there is to say about it."""
@@ -126,7 +125,7 @@ class _Reader:
 
     def choice(self, key: str, value: object, known: Iterable[str]) -> Any:
         if not isinstance(value, str) or value not in known:
-            raise self.error(f"{unknown(key, str(value), known)}: no other is supported")
+            raise self.error(f"{key} {value!r} is not supported: choose {', '.join(known)}")
         return value
 
     def models(self, base: str | None, method: _Method) -> dict[str, Mapping[str, Any]]:
@@ -158,7 +157,7 @@ class _Reader:
         effective: dict[str, Any] = {}
         for name, value in given.items():
             if name not in _PARAMETERS:
-                raise self.error(f"{where}: {unknown('parameter', name, _PARAMETERS)}: no other is supported")
+                raise self.error(f"{where}: {unknown('parameter', name, _PARAMETERS)}")
             if name == "int8_mask":
                 self.notice("int8_mask is ignored: it saves mergekit memory and changes no result")
             elif name in method.each or (name in method.shared and where == "parameters"):
@@ -213,9 +212,7 @@ class _Reader:
             raise self.error("models lists the base only: nothing to merge")
         return experts, settings
 
-    def options(
-        self, name: str, shared: Mapping[str, Any], each: Mapping[str, dict[str, float]]
-    ) -> tuple[str, dict[str, Any]]:
+    def options(self, name: str, shared: Mapping[str, Any], each: Mapping[str, dict[str, float]]) -> tuple[str, dict[str, Any]]:
         """Our merge and its options."""
         if name == "slerp":
             return "slerp", {"t": shared["t"]}
@@ -238,13 +235,12 @@ class _Reader:
         if name == "ties":
             if shared["rescale"] and drops:
                 raise self.error("rescale: true is not supported for ties")
-            trim = {"trim": "tensor"}
-            return name, {"density": density, "scale": shared["lambda"], **trim, **_votes(weights, shared)}
+            return name, {"density": density, "trim": "tensor", "scale": shared["lambda"], **_votes(weights, shared)}
 
         if drops and shared["rescale"]:
             per = "density" if name.startswith("dare") else "its own probability"
             self.notice(f"{name}: a kept entry is divided by {per}, as in the paper; mergekit restores each tensor's L1 norm")
-        drop = {"density": density, "rescale": shared["rescale"]}
+        drop: dict[str, Any] = {"density": density, "rescale": shared["rescale"]}
         if name == "dare_linear":
             return name, {**drop, "scale": coefficients}
         if name == "dare_ties":

@@ -14,25 +14,21 @@ those of YAML 1.2 (``1e-3`` is a number, ``on`` and ``no`` are text).
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
 from paretomerge.errors import UserError
+from paretomerge.options import shown, unknown
+from paretomerge.strict_yaml import parse_yaml
 
 _LARGEST_FILE = 10**6
 _BASELESS = ("average", "slerp")
 """Merges whose result does not depend on the base."""
-_INTERNAL = ("on", "progress")
-"""Keyword parameters of methods that are not the user's to set."""
 _SHORT_DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -46,7 +42,7 @@ def parse_size(size: str | int) -> int:
     power = "KMGT".index(match[2].upper()) + 1 if match and match[2] else 0
     size_in_bytes = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
     if not size_in_bytes:
-        raise UserError(f"{_shown(size)} is not a size: write 5GB, for instance")
+        raise UserError(f"{shown(size)} is not a size: write 5GB, for instance")
     return size_in_bytes
 
 
@@ -115,7 +111,7 @@ def read_recipe(path: str | Path) -> Recipe:
         raise UserError(f"{path}: is not a text file in UTF-8") from error
     if len(content) > _LARGEST_FILE:
         raise UserError(f"{path}: over 1 MB: is this a recipe?")
-    raw = _parse_yaml(text, str(path))
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: is not a recipe: keys and values are expected, such as method: ties")
     if "merge_method" in raw:
@@ -153,7 +149,7 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
         fields[name] = str(given[name]) if isinstance(given[name], Path) else given[name]
     if "expert" in given:
         fields["experts"] = recipe.experts | _pairs(given["expert"], "--expert", "math=models/math")
-    kept = recipe.options if fields.get("method") == recipe.method else {}
+    kept = recipe.options if recipe.method in (None, fields.get("method")) else {}
     fields["options"] = kept | _values(given.get("option", []), "--option")
     if "on" in given or "on_option" in given:
         on = recipe.on or BaseMerge()
@@ -169,67 +165,6 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
     return recipe
 
 
-def check_options(function: Callable[..., object], options: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The options, if ``function`` has keyword-only parameters of these names and kinds.
-
-    Args:
-        function: a merge or the maker of a set.
-        options: name -> value.
-        what: the method's name, for messages.
-
-    Raises:
-        UserError: an unknown option, or a value of the wrong kind, NaN and infinity included.
-    """
-    hints = get_type_hints(function)
-    known = [name for name, _ in _parameters(function)]
-    checked = {}
-    for name, value in options.items():
-        if name not in known:
-            raise UserError(f"{what}: {unknown('option', name, known)}")
-        try:
-            adapter: TypeAdapter[Any] = TypeAdapter(hints[name], config=ConfigDict(strict=True, allow_inf_nan=False))
-            checked[name] = adapter.validate_python(value)
-        except ValidationError:
-            raise UserError(f"{what}: {name} must be {_kind(hints[name])}, not {_shown(value)}") from None
-    return checked
-
-
-def describe_methods() -> list[dict[str, Any]]:
-    """Name, command, summary and options (default, kind, meaning) of every method, from signatures and docstrings."""
-    from paretomerge.fitting import FITS
-    from paretomerge.merges import MERGES
-
-    rows = []
-    commands: dict[str, Mapping[str, Callable[..., object]]] = {"merge": MERGES, "fit": FITS}
-    for command, methods in commands.items():
-        for name, function in methods.items():
-            hints = get_type_hints(function)
-            doc = inspect.getdoc(function) or ""
-            meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", doc, re.MULTILINE))
-            options = {
-                option: {
-                    "default": parameter.default,
-                    "kind": _kind(hints[option]),
-                    "meaning": " ".join(meanings.get(option, "").split()),
-                }
-                for option, parameter in _parameters(function)
-            }
-            rows.append({"name": name, "command": command, "summary": doc.split("\n")[0], "options": options})
-    return rows
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """The words that refuse a name, with the nearest known one.
-
-    >>> unknown("option", "densty", ["density", "scale"])
-    "no option is called 'densty', did you mean 'density'? (density, scale)"
-    """
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f", did you mean {near[0]!r}?" if near else ":"
-    return f"no {what} is called {_shown(name)}{hint} ({', '.join(known) or 'there are none'})"
-
-
 def _validated(raw: Mapping[str, Any], file: Path | None) -> Recipe:
     """A Recipe; without a file, messages name flags. A key whose value is empty counts as absent."""
     try:
@@ -242,7 +177,7 @@ def _validated(raw: Mapping[str, Any], file: Path | None) -> Recipe:
             fields = BaseMerge.model_fields if parents else Recipe.model_fields
             raise UserError(f"{_place(file, '.'.join(parents))}: {unknown('key', key, fields)}") from None
         message = first["msg"].replace("Input should be ", "must be ")
-        raise UserError(f"{place} {message}, not {_shown(first['input'])}") from None
+        raise UserError(f"{place} {message}, not {shown(first['input'])}") from None
     try:
         parse_size(recipe.shard_size)
     except UserError as error:
@@ -272,75 +207,4 @@ def _pairs(texts: Sequence[str], flag: str, example: str) -> dict[str, str]:
 def _values(texts: Sequence[str], flag: str) -> dict[str, Any]:
     """name=value texts, each value as YAML; one that starts like an alias (``*.attn.*``) is text."""
     pairs = _pairs(texts, flag, "density=0.2")
-    return {name: value if value[0] in "*&!%@`|>" else _parse_yaml(value, f"{flag} {name}") for name, value in pairs.items()}
-
-
-def _parameters(function: Callable[..., object]) -> list[tuple[str, inspect.Parameter]]:
-    parameters = inspect.signature(function).parameters.items()
-    return [(name, p) for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in _INTERNAL]
-
-
-def _kind(annotation: Any) -> str:
-    """A type in words."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, UnionType):
-        return " or ".join(_kind(argument) for argument in arguments if argument is not NoneType)
-    if origin is Literal:
-        return " or ".join(str(argument) for argument in arguments)
-    if inspect.isclass(origin) and issubclass(origin, Mapping):
-        return f"a map from task to {_kind(arguments[1]).removeprefix('a ')}"
-    if inspect.isclass(origin) and issubclass(origin, Sequence):
-        return "a list"
-    words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
-    return words.get(annotation, str(annotation))
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without anchors, repeated keys, keys that are not text, and YAML 1.1's scalars."""
-
-    yaml_implicit_resolvers = {}  # noqa: RUF012
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            raise yaml.composer.ComposerError(
-                None, None, "& and * (anchors) are not read: write it out, or quote the text", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key.start_mark)
-            if key.value in mapping:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-            mapping[key.value] = self.construct_object(value, deep=True)
-        return mapping
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?\d+", list("-+0123456789")),
-    ("float", r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-
-
-def _parse_yaml(text: str, what: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark and "\n" in text else ""
-        raise UserError(f"{what}: {line}{error.problem or error.context}") from None
-    except RecursionError:
-        raise UserError(f"{what}: nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{what}: {' '.join(str(error).split())}") from None
+    return {name: value if value[0] in "*&!%@`|>" else parse_yaml(value, f"{flag} {name}") for name, value in pairs.items()}

@@ -23,6 +23,7 @@ def elect_and_merge(v: Tensor, weights: Tensor, *, normalize: bool = True) -> Te
     """
     # With p and q the sums of the positive and of the negative terms, Σ wv = p + q and Σ|wv| = p − q; the same trick
     # on signs counts the voters. A few passes of plain arithmetic: boolean masks cost five times as much on a CPU.
+    weights = weights.to(v.dtype)
     ones = torch.ones_like(weights)
     u = v.mul_(weights)
     total = weighted_sum(u, ones)

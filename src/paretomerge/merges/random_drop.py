@@ -121,6 +121,10 @@ def della(
     """
     w = per_task(weights, experts.tasks, "weights")
     densities = per_task(density, experts.tasks, "density").flatten().tolist()
+    if epsilon < 0:
+        raise UserError(f"epsilon {epsilon:g} must not be negative: larger entries are kept more often")
+    if normalize and not elect and float(w.sum()) == 0:
+        raise UserError("weights: they sum to zero, so there is no mean")
     for d in densities:
         if not 0 < d - epsilon / 2 <= d + epsilon / 2 <= 1:
             raise UserError(f"density {d:g} ± epsilon/2 {epsilon / 2:g} must stay within (0, 1]")
@@ -128,10 +132,11 @@ def della(
 
     def rule_for(name: str) -> Rule:
         draws = _generators(name, len(experts), seed)
+        one_row = len(experts.infos[name].shape) < 2
 
         def rule(base: Tensor, v: Tensor) -> Tensor:
             for v_k, d, draw in zip(v, densities, draws, strict=True):
-                _magnitude_drop_(v_k if v_k.shape[1] > 1 else v_k.T, d, epsilon, rescale, draw)
+                _magnitude_drop_(v_k.T if one_row else v_k, d, epsilon, rescale, draw)
             fused = elect_and_merge(v, w, normalize=normalize) if elect else weighted_sum(v, mean)
             return fused.mul_(scale).add_(base)
 
@@ -145,7 +150,7 @@ def _magnitude_drop_(v: Tensor, density: float, epsilon: float, rescale: bool, d
     n = v.shape[1]
     probability = density - epsilon / 2 + (epsilon * np.arange(n) / (n - 1) if n > 1 else epsilon / 2)
     levels = np.round(probability * _LEVELS).clip(1, _LEVELS)
-    factor = (_LEVELS / levels if rescale else np.ones(n)).astype(np.float32)
+    factor = (_LEVELS / levels if rescale else np.ones(n)).astype(v.numpy().dtype)
     # sorting (magnitude, position) as one integer gives the order and its positions at once, twice as fast as argsort
     keys = np.empty((*v.shape, 2), np.uint32)
     np.abs(v.numpy(), out=keys[..., 1].view(np.float32), casting="same_kind")
@@ -153,8 +158,10 @@ def _magnitude_drop_(v: Tensor, density: float, epsilon: float, rescale: bool, d
     order = keys.view(np.uint64)[..., 0]
     order.sort(axis=1)
     order &= np.uint64(0xFFFFFFFF)
-    kept = np.less_equal(_bits(draw, v.shape), (levels - 1).astype(np.uint16)) * factor
-    v.mul_(torch.empty(v.shape).scatter_(1, torch.from_numpy(order.view(np.int64)), torch.from_numpy(kept)))
+    kept = np.empty(v.shape, v.numpy().dtype)
+    np.less_equal(_bits(draw, v.shape), (levels - 1).astype(np.uint16), out=kept, casting="unsafe")
+    kept *= factor
+    v.mul_(torch.empty_like(v).scatter_(1, torch.from_numpy(order.view(np.int64)), torch.from_numpy(kept)))
 
 
 def _dropout(experts: Experts, density: PerTask, seed: int) -> tuple[Tensor, Callable[[str], _Drop]]:
@@ -182,7 +189,7 @@ def _dropout(experts: Experts, density: PerTask, seed: int) -> tuple[Tensor, Cal
 
 def _generators(name: str, count: int, seed: int) -> list[np.random.SFC64]:
     """One stream of random bits per task for one tensor: independent of the order in which tensors are merged."""
-    return [np.random.SFC64(np.random.SeedSequence((seed, zlib.crc32(name.encode()), k))) for k in range(count)]
+    return [np.random.SFC64(np.random.SeedSequence((seed % 2**64, zlib.crc32(name.encode()), k))) for k in range(count)]
 
 
 def _bits(draw: np.random.SFC64, shape: tuple[int, ...]) -> NDArray[np.uint16]:

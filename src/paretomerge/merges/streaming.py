@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -15,8 +16,8 @@ from paretomerge.weights.lazy import Weights
 Rule = Callable[[Tensor, Tensor], Tensor]
 """(base (m, n), task vectors (K, m, n)) -> merged (m, n), fp32, for some rows of a tensor; may overwrite the task vectors."""
 
-PerTask = float | Mapping[str, float]
-"""One number for all tasks, or one per task by name."""
+PerTask = float | Mapping[str, float] | Sequence[float]
+"""One number for all tasks, or one per task: by name, or in order."""
 
 V = TypeVar("V")
 
@@ -49,7 +50,10 @@ def by_tensor(experts: Experts, combine: Callable[[str, Tensor, Tensor], Tensor]
     def read(name: str) -> Tensor:
         info = experts.infos[name]
         wide = experts.wide(name)
-        merged = combine(name, experts.base[name].to(wide), experts.task_vectors(name)).to(info.dtype)
+        task_vectors = experts.task_vectors(name)
+        if not torch.isfinite(task_vectors).all():  # a decomposition would fail without saying where
+            raise experts.not_finite(name)
+        merged = combine(name, experts.base[name].to(wide), task_vectors).to(info.dtype)
         if not torch.isfinite(merged.to(wide)).all():
             raise experts.not_finite(name)
         return merged
@@ -67,22 +71,24 @@ def _merged(experts: Experts, read: Callable[[str], Tensor]) -> Weights:
     return Weights(experts.infos, read_or_copy)
 
 
-def per_task(value: PerTask | Sequence[float], tasks: Sequence[str], what: str) -> Tensor:
-    """One number per task as a (K, 1, 1) fp32 tensor, to multiply task vectors with.
+def per_task(value: PerTask, tasks: Sequence[str], what: str) -> Tensor:
+    """One number per task as a (K, 1, 1) fp64 tensor, to multiply task vectors with.
 
     Raises:
-        UserError: a mapping that lacks a task or names an unknown one, a sequence of another length.
+        UserError: a mapping that lacks a task or names an unknown one, a sequence of another length, no finite number.
     """
     if isinstance(value, Mapping):
         if unknown := sorted(set(value) - set(tasks)):
             raise UserError(f"{what}: no task is called {unknown[0]!r} (tasks: {', '.join(tasks)})")
         if missing := [task for task in tasks if task not in value]:
             raise UserError(f"{what}: no value for task {missing[0]!r}")
-        numbers = [float(value[task]) for task in tasks]
-    elif isinstance(value, Sequence):
+        numbers = [value[task] for task in tasks]
+    elif isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != len(tasks):
             raise UserError(f"{what}: {len(value)} values for {len(tasks)} tasks")
-        numbers = [float(number) for number in value]
+        numbers = list(value)
     else:
-        numbers = [float(value)] * len(tasks)
-    return torch.tensor(numbers).view(-1, 1, 1)
+        numbers = [value] * len(tasks)
+    if wrong := [n for n in numbers if not isinstance(n, int | float) or not math.isfinite(n)]:
+        raise UserError(f"{what}: {wrong[0]!r} is not a finite number")
+    return torch.tensor(numbers, dtype=torch.float64).view(-1, 1, 1)

@@ -16,27 +16,27 @@ _GATHER = 1 << 18
 
 
 def magnitude_thresholds(experts: Experts, names: Sequence[str], density: Sequence[float]) -> list[float]:
-    """t_k, the ⌊density_k · N⌋-th largest |v_k| over the N entries of the named tensors (∞ for none, 0 for all).
+    """t_k, the ⌊density_k · N⌋-th largest |v_k| of the N entries of the named tensors (0 for all; at least one is kept).
 
     A sample of rows brackets each t_k; one pass over the data then counts what lies above the bracket and keeps what
     lies inside, about one entry in a hundred, from which t_k is selected exactly. A bracket that missed is widened.
     """
     total = sum(experts.infos[name].numel for name in names)
-    wanted = [math.floor(d * total) for d in density]
+    wanted = [max(math.floor(d * total), int(d > 0)) for d in density]
     settled = {k: math.inf if count == 0 else 0.0 for k, count in enumerate(wanted) if count in (0, total)}
     if total <= _GATHER:
         magnitudes = _sample(experts, names, stride=1)
-        for k, count in enumerate(wanted):
-            settled.setdefault(k, _largest(magnitudes[k], count))
+        settled = {k: _largest(magnitudes[k], count) for k, count in enumerate(wanted) if k not in settled} | settled
     sample: list[NDArray[np.floating]] | None = None
-    half_width = 0.005 * min(1.0, math.sqrt(1e8 / total))
+    half_width = 0.005 * min(1.0, math.sqrt(1e8 / max(1, total)))
     while len(settled) < len(wanted):
         open_tasks = [k for k in range(len(wanted)) if k not in settled]
         if sample is None:
             sample = [np.sort(m) for m in _sample(experts, names, stride=32)]
         brackets = {k: _bracket(sample[k], 1 - wanted[k] / total, half_width) for k in open_tasks}
-        found = _select(experts, names, wanted, brackets)
-        settled.update(found)
+        # what is not even between 0 and ∞ is NaN: nothing is trimmed then, and the merge will name the tensor
+        settled.update({k: math.nan for k, bracket in brackets.items() if bracket == (0.0, math.inf)})
+        settled.update(_select(experts, names, wanted, brackets))
         half_width *= 8
     return [settled[k] for k in range(len(wanted))]
 
@@ -46,7 +46,7 @@ def _sample(experts: Experts, names: Sequence[str], stride: int) -> list[NDArray
     parts: list[list[NDArray[np.floating]]] = [[] for _ in experts.experts]
     for name in names:
         n_rows, columns = matrix_shape(experts.infos[name].shape)
-        rows = slice(0, n_rows, min(stride, n_rows))
+        rows = slice(0, n_rows, max(1, min(stride, n_rows)))
         base = experts.base[name].reshape(n_rows, columns)[rows].to(experts.wide(name))
         out = torch.empty_like(base)
         for part, expert in zip(parts, experts.experts, strict=True):
@@ -79,7 +79,7 @@ def _select(
                 above[k] += int(np.count_nonzero(size > high))
                 # many equal values (bf16 differences) may sit at an end: they are counted, not collected
                 at_high[k] += int(np.count_nonzero(size == high))
-                at_low[k] += int(np.count_nonzero(size == low))
+                at_low[k] += int(np.count_nonzero(size == low)) if low < high else 0
                 inside[k].append(size[(size > low) & (size < high)])
     found = {}
     for k, (low, high) in brackets.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from paretomerge.errors import UserError
 from paretomerge.merges.consensus import elect_and_merge
 from paretomerge.merges.streaming import PerTask, Rule, by_rows, per_task
 from paretomerge.merges.threshold import magnitude_thresholds
@@ -37,6 +39,10 @@ def ties(
     """
     densities = per_task(density, experts.tasks, "density").flatten().tolist()
     w = per_task(weights, experts.tasks, "weights")
+    if not all(0 <= d <= 1 for d in densities):
+        raise UserError("density must be in [0, 1]: the share of entries that is kept")
+    if trim not in ("model", "tensor"):
+        raise UserError(f"trim {trim!r}: choose model or tensor")
     whole_model = magnitude_thresholds(experts, experts.merged, densities) if trim == "model" else None
 
     def rule_for(name: str) -> Rule:
@@ -58,3 +64,20 @@ def trim_(v: Tensor, thresholds: list[float]) -> Tensor:
             below = np.nextafter(np.asarray(threshold, dtype=str(v.dtype).removeprefix("torch.")), 0)
             torch.ops.aten.hardshrink.out(v_k, float(below), out=v_k)
     return v
+
+
+def trimmed_and_elected(experts: Experts, vectors: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
+    """Each v_k as TIES leaves it: trimmed over the whole model, and zero where its sign lost the election (AdaMerging++).
+
+    Args:
+        experts: base and experts.
+        vectors: name -> (K, numel), the task vectors.
+        density: share of entries that the trim keeps.
+    """
+    thresholds = magnitude_thresholds(experts, experts.merged, [density] * len(experts))
+
+    def processed(v: Tensor) -> Tensor:
+        kept = trim_(v.clone(), thresholds)
+        return kept * (kept * kept.sum(0) > 0)
+
+    return {name: processed(v) for name, v in vectors.items()}

@@ -16,6 +16,19 @@ from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import read_json
 
 _PREFIX = "base_model.model."
+_NOT_PLAIN = {
+    "use_dora": "DoRA",
+    "use_qalora": "QALoRA",
+    "use_bdlora": "BD-LoRA",
+    "kasa_config": "KaSA",
+    "megatron_config": "Megatron LoRA",
+    "layer_replication": "layer replication",
+    "alora_invocation_tokens": "aLoRA",
+    "trainable_token_indices": "training of single tokens",
+    "target_parameters": "LoRA of bare parameters (target_parameters)",
+}
+_MOVES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
+"""Ways to start (init_lora_weights) that also subtract B·A from the base."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,11 @@ class Factors:
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.down.shape[0], self.up.shape[1])
+
+    @property
+    def transposed(self) -> Factors:
+        """The same for a base that stores Wᵀ."""
+        return Factors(self.up.T, self.down.T, self.scale)
 
 
 @dataclass(frozen=True)
@@ -81,7 +99,10 @@ def open_adapter(path: Path) -> Adapter:
             if b is None:
                 raise UserError(f"{file}: {key} has no {partner.rsplit('.', 2)[-2]} beside it: save the adapter again")
             if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-                raise UserError(f"{file}: {key} {tuple(a.shape)} and its partner {tuple(b.shape)} are no LoRA pair")
+                shapes = f"{tuple(a.shape)} and its partner {tuple(b.shape)}"
+                raise UserError(
+                    f"{file}: {key} {shapes} are no pair of matrices: merge it into a model first (merge_and_unload)"
+                )
             scale = _scale(config, module, a.shape[0])
             # an embedding is stored (tokens, width) but adapted as (B A)ᵀ, and so is Conv1D's (in, out)
             transposed = embedding or bool(config.get("fan_in_fan_out"))
@@ -89,7 +110,11 @@ def open_adapter(path: Path) -> Adapter:
             factors[f"{module}.weight"] = Factors(down.contiguous(), up.contiguous(), scale)
         elif name.endswith(".lora_B.bias"):
             raise UserError(f"{file}: {key}: LoRA with its own bias (lora_bias) is not supported: merge it into a model")
-        elif not re.search(r"\.lora_(embedding_)?B(\.weight)?$", name):
+        elif re.search(r"\.lora_(embedding_)?B(\.weight)?$", name):
+            continue
+        elif ".lora_" in name:
+            raise UserError(f"{file}: {key} is no part of plain LoRA: merge it into a model first (merge_and_unload)")
+        else:
             # modules_to_save and trained biases: whole tensors under the module's own name
             replaced[name.replace(".modules_to_save.default", "").replace(".base_layer.", ".")] = a
     if not factors and not replaced:
@@ -102,13 +127,15 @@ def _supported(path: Path, config: dict[str, Any]) -> None:
     file = path / "adapter_config.json"
     if kind != "LORA":
         raise UserError(f"{file}: peft_type {kind} is not LoRA: merge it into a model first (merge_and_unload)")
-    for option, label in {
-        "use_dora": "DoRA",
-        "megatron_config": "Megatron LoRA",
-        "layer_replication": "layer replication",
-    }.items():
+    for option, label in _NOT_PLAIN.items():
         if config.get(option):
             raise UserError(f"{file}: {label} is not a sum base + B·A: merge it into a model first (merge_and_unload)")
+    start = str(config.get("init_lora_weights", True))
+    if start.startswith(_MOVES_THE_BASE):
+        raise UserError(
+            f"{file}: {start} changed the base before it trained: save the adapter again with peft's "
+            "path_initial_model_for_weight_conversion, or merge it into a model first (merge_and_unload)"
+        )
 
 
 def _scale(config: dict[str, Any], module: str, rank: int) -> float:

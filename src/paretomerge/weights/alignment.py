@@ -7,16 +7,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.naming import matches, prefix_between, to_base
-from paretomerge.weights.tied import tied_pairs
+from paretomerge.weights.tied import tied_embedding, tied_pairs
 
 BUFFER = re.compile(
     r"(^|\.)(running_mean|running_var|num_batches_tracked|position_ids|token_type_ids|inv_freq|rotary_emb\.\w+|masked_bias)$"
 )
 """State that is computed, not trained: copied from the base even where it is floating point."""
+_ADDED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _CAUSAL_MASK = re.compile(r"\.attn\.bias$")
 _VOCABULARY = re.compile(
     r"(embed_tokens|word_embeddings|tok_embeddings|token_embedding|embed_in|embed_out|wte|lm_head|shared|decoder|predictions|output)"
@@ -86,11 +89,16 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
         if all(_tied_too(source, base, second, first) for source in sources.values())
     }
     # transformers ties the two again on loading only if the configuration says so; otherwise both must be in the file
-    once = isinstance(base, Checkpoint) and base.config.get("tie_word_embeddings") is True
-    for second, first in duplicates.items():
-        times = "once" if once else "under both names"
-        findings.append(Finding("note", _file(base, second), second, f"tied to {first}: merged once, written {times}"))
-    infos = {name: info for name, info in base.infos.items() if not (once and name in duplicates)}
+    once = _ties(base)
+    for second, first in tied.items():
+        if second in duplicates:
+            times = "once" if once else "under both names"
+            findings.append(Finding("note", _file(base, second), second, f"tied to {first}: merged once, written {times}"))
+        elif once and not matches(second, options.exclude):
+            apart = next(source for source in sources.values() if not _tied_too(source, base, second, first))
+            findings.append(Finding("error", _file(apart, second), second, _untied(second, first)))
+    gone = {name for name in tied if once and (name in duplicates or matches(name, options.exclude))}
+    infos = {name: info for name, info in base.infos.items() if name not in gone}
     fixed = {name for name, info in infos.items() if is_buffer(name, info) or matches(name, options.exclude)}
 
     experts: dict[str, ExpertNames] = {}
@@ -100,8 +108,9 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
     for task, source in sources.items():
         if isinstance(source, Adapter):
             continue
+        own_file = {to_base(own, experts[task].prefix): _file(source, own) for own in source}
         for name in sorted(changed - set(experts[task].names)):
-            if not any(f.level == "error" and f.tensor == name and f.file == _file(source, name) for f in findings):
+            if not any(f.level == "error" and f.tensor == name and f.file == own_file.get(name) for f in findings):
                 level: Literal["error", "note"] = "error" if options.missing == "error" else "note"
                 cure = "add --missing base to count it as unchanged" if level == "error" else "counts as unchanged"
                 findings.append(Finding(level, _label(task, source), name, f"not in this expert: {cure}"))
@@ -143,20 +152,35 @@ def _align_one(
     names: dict[str, str] = {}
     heads: list[str] = []
     own_twins = tied_pairs(source) if isinstance(source, Weights) else {}
+    transposed = {
+        own
+        for own, shape in shapes.items()
+        if isinstance(source, Adapter) and own in source.factors and shape[0] != shape[1]
+        if (there := infos.get(live.get(to_base(own, prefix), ""))) and shape[::-1] == there.shape
+    }
     for own, shape in shapes.items():
         name = live.get(to_base(own, prefix), to_base(own, prefix))
         file = _file(source, own)
-        if name in fixed or name in duplicates:
+        if name in fixed or name in duplicates or matches(name, options.exclude):
             continue
         if matches(name, options.heads) or matches(own, options.heads):
             heads.append(own)
         elif name not in infos:
             if own in own_twins or (isinstance(source, Weights) and is_buffer(own, source.infos[own])):
                 continue
-            if isinstance(source, Adapter) and own in source.factors:
+            if _ties(base) and (embedding := tied_embedding(name, infos, shape)):
+                findings.append(Finding("error", file, own, _untied(name, embedding)))
+            elif isinstance(source, Adapter) and own in source.factors:
                 findings.append(Finding("error", file, own, "adapts a weight that the base does not have: wrong base?"))
             heads.append(own)
-        elif shape == infos[name].shape:
+        elif isinstance(source, Weights) and (dtype := _unfit(source.infos[own].dtype, infos[name].dtype)):
+            findings.append(
+                Finding("error", file, name, f"is stored as {dtype}, to which nothing can be added: save it as bfloat16")
+            )
+        elif transposed and isinstance(source, Adapter) and own in source.factors and shape[0] == shape[1]:
+            message = "is square, and fan_in_fan_out is wrong for others: merge the adapter into a model (merge_and_unload)"
+            findings.append(Finding("error", file, own, message))
+        elif shape == infos[name].shape or own in transposed:
             names[name] = own
         elif _is_vocabulary(name, shape, infos[name].shape):
             rows = f"{shape[0]} tokens, the base has {infos[name].shape[0]}"
@@ -178,15 +202,10 @@ def _align_one(
             )
     if heads:
         findings.append(Finding("note", label, _some(heads), "not in the base: kept as the head of this task"))
-    if not isinstance(source, Adapter) and len(names) * 2 < len(shapes) and not any(f.level == "error" for f in findings):
-        findings.append(
-            Finding(
-                "error",
-                label,
-                "",
-                f"only {len(names)} of its {len(shapes)} tensors are in the base: is it of this base?",
-            )
-        )
+    known = sum(to_base(own, prefix) in base for own in shapes)
+    if not isinstance(source, Adapter) and known * 2 < len(shapes) and not any(f.level == "error" for f in findings):
+        message = f"only {known} of its {len(shapes)} tensors are in the base: is it of this base?"
+        findings.append(Finding("error", label, "", message))
     return ExpertNames(names, tuple(heads), prefix)
 
 
@@ -206,6 +225,20 @@ def _live_names(source: Weights | Adapter, base: Weights) -> dict[str, str]:
     return same | {live: name for name, live in live_names(base, empty_model(base.config)).items()}
 
 
+def _ties(base: Weights) -> bool:
+    """Whether transformers ties the base's output projection to its embedding on loading."""
+    return isinstance(base, Checkpoint) and base.config.get("tie_word_embeddings") is True
+
+
+def _untied(second: str, first: str) -> str:
+    return f"trained apart from {first}, to which the base ties it: save both models untied, or add --exclude '{second}'"
+
+
+def _unfit(*dtypes: torch.dtype) -> str:
+    """The first of these in which weights cannot be added, if there is one."""
+    return next((str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in _ADDED), "")
+
+
 def _is_vocabulary(name: str, shape: tuple[int, ...], base: tuple[int, ...]) -> bool:
     """Whether two shapes differ in the number of tokens only."""
     return len(shape) == len(base) > 0 and shape[1:] == base[1:] and bool(_VOCABULARY.search(name))
@@ -217,7 +250,8 @@ def _tied_too(source: Weights | Adapter, base: Weights, second: str, first: str)
         return second not in source.factors and second not in source.replaced
     prefix = prefix_between(source, set(base))
     own = {to_base(name, prefix): name for name in source}
-    return second not in own or tied_pairs(source).get(own[second]) == own.get(first)
+    pairs = tied_pairs(source)
+    return second not in own or pairs.get(own[second], own[second]) == pairs.get(own.get(first, ""), own.get(first))
 
 
 def _file(source: Weights | Adapter, name: str) -> str:

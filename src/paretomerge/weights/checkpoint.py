@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth", "*.ckpt")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -90,11 +91,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     path = local(path)
     if path.is_file():
         if path.suffix != ".safetensors":
-            raise (
-                _pickled(path)
-                if path.suffix in {p[1:] for p in _PICKLES}
-                else UserError(f"{path}: not a model folder and not a .safetensors file")
-            )
+            if path.suffix in {Path(pattern).suffix for pattern in _PICKLES}:
+                raise _pickled([path], path.with_suffix(".safetensors"))
+            raise UserError(f"{path}: not a model folder and not a .safetensors file")
         return Checkpoint(path, [path], {})
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise UserError(f"{path}: a LoRA adapter: it can be an --expert, but the --base must be a full model")
@@ -157,23 +156,22 @@ def _shards(folder: Path) -> list[Path]:
     if files:
         raise UserError(f"{folder}: several .safetensors files and no {INDEX}: name the one that is meant")
     for pattern in _PICKLES:
-        for file in sorted(folder.glob(pattern)):
-            raise _pickled(file)
+        if pickles := sorted(folder.glob(pattern)):
+            raise _pickled(pickles, folder / SINGLE)
     raise UserError(f"{folder}: no model in it (no {SINGLE}, no {INDEX})")
 
 
 def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{file}: not a valid safetensors file ({error}): download it again") from error
 
 
-def _pickled(file: Path) -> UserError:
-    target = file.with_name(SINGLE)
+def _pickled(files: list[Path], target: Path) -> UserError:
     convert = (
-        "import torch, safetensors.torch as s; "
-        f"s.save_file({{k: v.clone().contiguous() for k, v in torch.load('{file}', weights_only=True).items()}}, "
-        f"'{target}', metadata={{'format': 'pt'}})"
+        "import sys, torch, safetensors.torch as s; s.save_file({k: v.clone().contiguous() for f in sys.argv[2:] for k, v in "
+        'torch.load(f, map_location="cpu", weights_only=True).items()}, sys.argv[1], metadata={"format": "pt"})'
     )
-    return UserError(f'{file}: pickled weights can run code and are not read. Convert them once: python -c "{convert}"')
+    command = shlex.join(["python", "-c", convert, str(target), *map(str, files)])
+    return UserError(f"{files[0]}: pickled weights can run code and are not read. Convert them once: {command}")

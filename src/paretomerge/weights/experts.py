@@ -51,6 +51,14 @@ class Expert:
         files = getattr(self.source, "files", {})
         return str(files.get(self.names.get(name, name), f"expert {self.task}"))
 
+    def stored(self, name: str) -> Tensor:
+        """What this expert's file holds for the base's tensor ``name``: the tensor, or both LoRA factors, flat."""
+        own = self.names[name]
+        if not isinstance(self.source, Adapter):
+            return self.source[own]
+        factors = self.source.factors.get(own)
+        return torch.cat([factors.down.flatten(), factors.up.flatten()]) if factors else self.source.replaced[own]
+
     def head(self) -> Weights:
         """The tensors that stay with the task, under this expert's own names."""
         if isinstance(self.source, Adapter):
@@ -68,9 +76,11 @@ class Expert:
         own = self.names[name]
         if isinstance(self.source, Adapter) and own in self.source.factors:
             factors = self.source.factors[own]
+            factors = factors if factors.shape[1] == columns else factors.transposed
             down, up = factors.down.float() * factors.scale, factors.up.float()
-            return lambda rows, base, out: torch.mm(down[rows], up, out=out)
-        tensor = (self.source.replaced if isinstance(self.source, Adapter) else self.source)[own].reshape(-1, columns)
+            return lambda rows, base, out: torch.mm(down[rows].to(out.dtype), up.to(out.dtype), out=out)
+        tensor = (self.source.replaced if isinstance(self.source, Adapter) else self.source)[own]
+        tensor = tensor.reshape(matrix_shape(tensor.shape))
 
         def fill(rows: slice, base: Tensor, out: Tensor) -> None:
             mine = tensor[rows]
@@ -124,7 +134,7 @@ class Experts:
         """
         info = self.infos[name]
         n_rows, columns = matrix_shape(info.shape)
-        step = n_rows if columns == 1 else max(1, min(n_rows, entries // max(1, columns)))
+        step = max(1, n_rows if columns == 1 else min(n_rows, entries // max(1, columns)))
         dtype = self.wide(name)
         base = self.base[name].reshape(n_rows, columns)
         fills = [expert.rows(name, columns) for expert in self.experts]
@@ -139,8 +149,10 @@ class Experts:
 
     def task_vectors(self, name: str) -> Tensor:
         """The K task vectors of one whole tensor, (K, *shape) in fp32."""
-        whole = next(iter(self.chunks(name, entries=max(1, self.infos[name].numel))))[2]
-        return whole.reshape(len(self), *self.infos[name].shape).clone()
+        shape = (len(self), *self.infos[name].shape)
+        for _, _, whole in self.chunks(name, entries=max(1, self.infos[name].numel)):
+            return whole.reshape(shape).clone()
+        return torch.zeros(shape, dtype=self.wide(name))  # no rows
 
     def _buffer(self, entries: int, dtype: torch.dtype) -> Tensor:
         # one buffer a thread, kept: fresh memory for each slice would cost more in page faults than the merge itself
@@ -153,13 +165,10 @@ class Experts:
 
     def not_finite(self, name: str) -> UserError:
         """The line that says whose NaN or infinity spoils tensor ``name``."""
-        sources = [("the base", getattr(self.base, "files", {}).get(name, "base"), self.base[name])]
-        for expert in self.experts:
-            if name in expert.names and not isinstance(expert.source, Adapter):
-                sources.append((expert.task, expert.file(name), expert.source[expert.names[name]]))
-        for _, file, tensor in sources:
-            if not torch.isfinite(tensor.float()).all():
-                bad = int((~torch.isfinite(tensor.float())).sum())
+        sources = [(getattr(self.base, "files", {}).get(name, "base"), self.base[name])]
+        sources += [(expert.file(name), expert.stored(name)) for expert in self.experts if name in expert.names]
+        for file, tensor in sources:
+            if bad := int((~torch.isfinite(tensor)).sum()):
                 return UserError(
                     f"{file}: {name}: {bad} of {tensor.numel()} entries are NaN or infinite: "
                     f"save the model again, or keep the base's tensor with --exclude '{name}'"

@@ -42,7 +42,7 @@ class Weights(Mapping[str, Tensor]):
         """Wrap tensors that are in memory, a ``state_dict`` for instance."""
         if isinstance(tensors, Weights):
             return tensors
-        tensors = dict(tensors)
+        tensors = {name: tensor.detach() for name, tensor in tensors.items()}
         return cls({name: TensorInfo(tuple(t.shape), t.dtype) for name, t in tensors.items()}, tensors.__getitem__)
 
     def __getitem__(self, name: str) -> Tensor:

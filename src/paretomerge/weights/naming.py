@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
@@ -18,14 +18,16 @@ def prefix_between(names: Collection[str], base: Collection[str]) -> str:
     A model saved with its task's head names its tensors ``vit.encoder…``, the bare backbone ``encoder…``. Of the
     prefixes that some pair of names suggests, the one under which most names agree is taken; none if that is as good.
     """
-    ends = {tuple(name.split(".")[-2:]): name for name in base}
+    ends = defaultdict(list)
+    for name in base:
+        ends[tuple(name.split(".")[-2:])].append(name)
     votes: Counter[str] = Counter({"": 0})
     for name in names:
-        other = ends.get(tuple(name.split(".")[-2:]))
-        if other and name != other and name.endswith("." + other):
-            votes[name.removesuffix(other)] += 0
-        elif other and name != other and other.endswith("." + name):
-            votes["-" + other.removesuffix(name)] += 0
+        for other in ends.get(tuple(name.split(".")[-2:]), ()):
+            if name.endswith("." + other):
+                votes[name.removesuffix(other)] += 0
+            elif other.endswith("." + name):
+                votes["-" + other.removesuffix(name)] += 0
     known = set(base)
     for prefix in votes:
         votes[prefix] = sum(to_base(name, prefix) in known for name in names)

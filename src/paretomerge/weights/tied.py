@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch
 
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights.lazy import TensorInfo, Weights
 
 _INPUT = re.compile(r"(embed_tokens|wte|word_embeddings|shared|embed_in|tok_embeddings)\.weight$")
 _OUTPUT = re.compile(r"(lm_head|embed_out|lm_head\.decoder|predictions\.decoder|embed_tokens|output)\.weight$")
@@ -26,4 +27,12 @@ def tied_pairs(weights: Weights) -> dict[str, str]:
                 continue
             if torch.equal(weights[source], weights[output]):
                 pairs[output] = source
+    for second in pairs:
+        while pairs[second] in pairs:  # three names of one tensor: both others point to the first
+            pairs[second] = pairs[pairs[second]]
     return pairs
+
+
+def tied_embedding(name: str, infos: Mapping[str, TensorInfo], shape: tuple[int, ...]) -> str | None:
+    """The embedding that an output projection of this name and shape would be tied to."""
+    return next((n for n, i in infos.items() if _OUTPUT.search(name) and _INPUT.search(n) and i.shape == shape), None)

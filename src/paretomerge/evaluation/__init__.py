@@ -1,0 +1,1 @@
+"""Measuring models: the one format of results, and the metrics."""

@@ -1,0 +1,33 @@
+"""The one format of results: a row per number, for the demo, the evaluations and the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from statistics import fmean
+from typing import Literal, TypedDict
+
+
+class Row(TypedDict):
+    """One measured number."""
+
+    method: str
+    preference: str
+    """As the command line takes it: ``equal``, ``priority:fashion``, ``only:fashion``, ``a=0.7,b=0.3``."""
+    task: str
+    metric: str
+    value: float
+    split: Literal["held-out", "transductive"]
+    """held-out: inputs that nothing was fitted on; transductive: the inputs of the fit, without their labels."""
+    seed: int
+
+
+def value(rows: Iterable[Row], method: str, preference: str, task: str) -> float:
+    """The number of one row; the mean where several seeds were measured.
+
+    Raises:
+        KeyError: no such row.
+    """
+    found = [r["value"] for r in rows if (r["method"], r["preference"], r["task"]) == (method, preference, task)]
+    if not found:
+        raise KeyError((method, preference, task))
+    return fmean(found)
