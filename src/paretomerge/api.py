@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from paretomerge.errors import UserError
+from paretomerge.export.heads import heads_of
 from paretomerge.fitting import FITS
 from paretomerge.front import Front, front_of
 from paretomerge.merges import MERGES
 from paretomerge.options import check_options, unknown
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
+
+if TYPE_CHECKING:
+    from paretomerge.evaluation.tasks import DataSpec, Task
 
 
 def merge(experts: Experts, method: str = "task_arithmetic", **options: Any) -> Weights:
@@ -33,7 +40,10 @@ def fit(
     method: str = "pareto-merging",
     *,
     on: str | Weights | None = None,
-    on_options: dict[str, Any] | None = None,
+    on_options: Mapping[str, Any] | None = None,
+    data: Mapping[str, Task | DataSpec | str] | None = None,
+    preset: Literal["recommended", "paper"] = "recommended",
+    run: FitRun | None = None,
     hashes: bool = True,
     **options: Any,
 ) -> Front:
@@ -41,12 +51,21 @@ def fit(
 
     Args:
         experts: from ``load_experts``.
-        method: ``"pareto-merging"`` (data-free, closed form) or ``"soup"`` (Rewarded Soups and eq. 3).
+        method: ``"pareto-merging"`` or ``"soup"`` (Rewarded Soups and eq. 3); with ``data`` also ``"adamerging"``.
         on: the merge at equal preference: a merge's name or its weights; None: Task Arithmetic with the set's λ.
         on_options: options of that merge.
+        data: task -> its inputs (a path will do); pareto-merging is then fitted on them instead of in closed form.
+        preset: with data: ``"recommended"``, or ``"paper"`` for the settings of the paper's experiments.
+        run: with data: the run's folder, whether to resume, who is told of the progress.
         hashes: record the SHA-256 of every source file.
         **options: of the method; see ``paretomerge.fitting``.
     """
+    if data is not None:
+        if on is not None:
+            raise UserError("on: a fit on data learns its own base merge; use the option ties for AdaMerging++")
+        return _fit_on_data(experts, method, data, preset, run or FitRun(), hashes, options)
+    if preset != "recommended" or run is not None:
+        raise UserError("preset and run belong to a fit on data: name the inputs (data)")
     function = _named(method, FITS, "set")
     options = check_options(function, options, method)
     base = merge(experts, on, **(on_options or {})) if isinstance(on, str) else on
@@ -54,7 +73,67 @@ def fit(
         raise UserError("on_options are given, but no merge they belong to (on)")
     pareto_set = function(experts, on=base, **options)
     if isinstance(on, str):
-        pareto_set.settings["on"] = {"method": on, "options": on_options or {}}
+        pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
+    return front_of(pareto_set, experts, hashes=hashes)
+
+
+@dataclass(frozen=True)
+class FitRun:
+    """How a fit on data is run: where its states go, and who hears of it."""
+
+    folder: Path | None = None
+    resume: bool = False
+    report: Callable[[int, Mapping[str, Any]], None] | None = None
+    say: Callable[[str], None] = lambda line: None
+
+
+def load_tasks(
+    experts: Experts, data: Mapping[str, Task | DataSpec | str], *, keep_labels: bool = False, seed: int = 0
+) -> dict[str, Task]:
+    """The tasks' inputs, prepared with the tokenizer or image processor of the base and the labels of each head.
+
+    Raises:
+        UserError: data for an unknown task, or data that cannot be read.
+    """
+    from paretomerge.evaluation.tasks import Task, load_task
+
+    if strangers := [name for name in data if name not in experts.tasks]:
+        raise UserError(unknown("task in data", strangers[0], experts.tasks))
+    heads = heads_of(experts)
+    path = getattr(experts.base, "path", None)
+    companions = path if path and path.is_dir() else None
+    tasks = {}
+    for name, spec in data.items():
+        config = heads[name].config if name in heads else getattr(experts.base, "config", {})
+        if isinstance(spec, Task):
+            tasks[name] = spec
+            continue
+        tasks[name] = load_task(name, spec, companions=companions, config=config, keep_labels=keep_labels, seed=seed)
+    return tasks
+
+
+def _fit_on_data(
+    experts: Experts,
+    method: str,
+    data: Mapping[str, Task | DataSpec | str],
+    preset: str,
+    run: FitRun,
+    hashes: bool,
+    options: Mapping[str, Any],
+) -> Front:
+    from paretomerge.fitting.on_data import FITS_ON_DATA, PRESETS
+
+    function = _named(method, FITS_ON_DATA, "set fitted on data")
+    settings = {**_named(preset, PRESETS, "preset").get(method, {}), **options}
+    settings = check_options(function, settings, method)
+    tasks = load_tasks(experts, data, keep_labels=settings.get("objective") == "cross-entropy", seed=settings.get("seed", 0))
+    for task in tasks.values():
+        for line in task.said:
+            run.say(f"{task.name}: {line}")
+    pareto_set = function(experts, tasks, folder=run.folder, resume=run.resume, report=run.report, say=run.say, **settings)
+    pareto_set.settings["preset"] = preset
+    paths = {name: spec if isinstance(spec, str) else getattr(spec, "path", "given in Python") for name, spec in data.items()}
+    pareto_set.settings["data"] = paths
     return front_of(pareto_set, experts, hashes=hashes)
 
 

@@ -6,21 +6,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from paretomerge.errors import UserError
+from paretomerge.terminal import done, fitting_bar, progress, status
 
 if TYPE_CHECKING:
     import torch
 
     from paretomerge.recipe import Recipe
     from paretomerge.weights.experts import Experts
-    from paretomerge.weights.lazy import Weights
 
 app = typer.Typer(
     help="Merge fine-tuned models into one for every preference over their tasks.",
@@ -53,6 +51,13 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder t
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 HeadOf = Annotated[str | None, typer.Option("--head", metavar="TASK", help="Write that task's model, with its own head.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="NAME=PATH", help="A task's inputs: fit on them (images, CSV, JSONL, text, npz, data set)."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+_STOPPED = 130
+"""The exit code of a program that was interrupted (Ctrl-C)."""
 
 
 @app.command()
@@ -124,7 +129,7 @@ def merge(
     )  # fmt: skip
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
-    from paretomerge.export.heads import heads_of
+    from paretomerge.export.heads import head_of, heads_of
     from paretomerge.export.huggingface import write_model
     from paretomerge.front import sources_of, versions
 
@@ -132,11 +137,8 @@ def merge(
     merged = api.merge(experts, plan.method or "task_arithmetic", **plan.options)
     config = getattr(experts.base, "config", {})
     if head is not None:
-        own = heads_of(experts).get(head)
-        if own is None:
-            known = ", ".join(heads_of(experts)) or "none"
-            raise UserError(f"--head {head}: no task of that name has a head (heads: {known})")
-        merged, config = own.on(merged), own.config
+        own = head_of(heads_of(experts), head, experts.tasks)
+        merged, config = own.on(merged, _dtype(plan.dtype)), own.config
     path = getattr(experts.base, "path", None)
     provenance = {
         "method": plan.method or "task_arithmetic",
@@ -144,12 +146,12 @@ def merge(
         "sources": sources_of(experts, hashes=False),
         "versions": versions(),
     }
-    with _progress("merging", len(merged), merged.nbytes, quiet) as tick:
+    with progress("merging", len(merged), merged.nbytes, quiet) as tick:
         write_model(
             merged, folder, config=config, companions=path if path and path.is_dir() else None, provenance=provenance,
             shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick,
         )  # fmt: skip
-    _done(folder, merged, started, quiet, as_json, {"method": provenance["method"]})
+    done(folder, merged, started, quiet, as_json, {"method": provenance["method"]})
 
 
 @app.command()
@@ -161,6 +163,14 @@ def fit(
     option: OptionValues = None,
     on: On = None,
     on_option: OnOptions = None,
+    data: Data = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="With --data: recommended, or paper for the paper's settings.")
+    ] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="With --data: the folder of logs and states (default: OUTPUT.run).")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="With --data: go on where the run stopped.")] = False,
     output: Output = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
@@ -172,29 +182,41 @@ def fit(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make a front, a model for every preference: pareto-merging (closed form, no data) or soup.
+    """Make a front, a model for every preference: pareto-merging (in closed form, or on --data), soup; adamerging.
 
     The front's folder is itself the model at equal preference; paretomerge pick writes the others.
     """
     started = time.perf_counter()
     plan = _recipe(
-        recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, output=output,
-        dtype=dtype, shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
+        recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, data=data, preset=preset,
+        output=output, dtype=dtype, shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
     )  # fmt: skip
     folder = _target(plan, overwrite, "pareto_set.json")
+    if not plan.data and (run_folder or resume):
+        raise UserError("--run and --resume belong to a fit on data: name the inputs with --data")
     from paretomerge import api
 
     experts = _loaded(plan, quiet)
-    with _status("fitting", quiet):
-        front = api.fit(
-            experts, plan.method or "pareto-merging", on=plan.on.method if plan.on else None,
-            on_options=plan.on.options if plan.on else None, **plan.options,
-        )  # fmt: skip
+    arguments: dict[str, Any] = {"method": plan.method or "pareto-merging", **plan.options}
+    if plan.on:
+        arguments |= {"on": plan.on.method, "on_options": plan.on.options}
+    if plan.data:
+        from paretomerge.fitting.processes import joined
+
+        states = run_folder or folder.with_name(folder.name + ".run")
+        with joined() as first, fitting_bar(experts.tasks, quiet or not first) as report:
+            run = api.FitRun(states, resume, report, lambda line: None if quiet or not first else print(line, file=sys.stderr))
+            front = api.fit(experts, data=plan.data, preset=plan.preset, run=run, **arguments)
+        if not first:  # of several processes one writes
+            return
+    else:
+        with status("fitting", quiet):
+            front = api.fit(experts, preset=plan.preset, **arguments)
     tensors, _ = front.pareto_set.stored()
     written = front.pareto_set.base
-    with _progress("writing", len(written) + len(tensors), written.nbytes + tensors.nbytes, quiet) as tick:
+    with progress("writing", len(written) + len(tensors), written.nbytes + tensors.nbytes, quiet) as tick:
         front.save(folder, overwrite=overwrite, shard_bytes=plan.shard_bytes, progress=tick)
-    _done(folder, written, started, quiet, as_json, front.summary())
+    done(folder, written, started, quiet, as_json, front.summary())
 
 
 @app.command()
@@ -219,9 +241,9 @@ def pick(
     started = time.perf_counter()
     from paretomerge import preferences
     from paretomerge.front import load_front
-    from paretomerge.recipe import parse_size
     from paretomerge.weights.writing import may_write
 
+    plan = _recipe(None, dtype=dtype, shard_size=shard_size)
     opened = load_front(front)
     gamma = preferences.parse(preference, opened.tasks)
     may_write(output, "paretomerge.json" if overwrite else None)
@@ -230,17 +252,17 @@ def pick(
         if dtype or shard_size:
             raise UserError("--dtype and --shard-size do not go with --lora: an adapter is one small file in float32")
         opened.pick_lora(gamma, output, head=head, base_model=base_model, overwrite=overwrite)
-        _done(output, None, started, quiet, as_json, facts)
+        done(output, None, started, quiet, as_json, facts)
         return
     if base_model:
         raise UserError("--base-model goes with --lora only")
-    weights = opened.at(gamma, _dtype(dtype), head)
-    with _progress("writing", len(weights), weights.nbytes, quiet) as tick:
+    weights = opened.at(gamma, _dtype(plan.dtype), head)
+    with progress("writing", len(weights), weights.nbytes, quiet) as tick:
         opened.pick(
-            gamma, output, head=head, dtype=_dtype(dtype), overwrite=overwrite, progress=tick,
-            shard_bytes=parse_size(shard_size or "5GB"),
+            gamma, output, head=head, dtype=_dtype(plan.dtype), shard_bytes=plan.shard_bytes, overwrite=overwrite,
+            progress=tick,
         )  # fmt: skip
-    _done(output, weights, started, quiet, as_json, facts)
+    done(output, weights, started, quiet, as_json, facts)
 
 
 @app.command()
@@ -259,14 +281,14 @@ def info(front: Annotated[Path, typer.Argument(help="A front's folder.")], as_js
     for key, value in facts.items():
         for number, line in enumerate(value.items() if isinstance(value, dict) else [("", value)]):
             name, shown = line
-            text = ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown)
+            text = ", ".join(map(str, shown)) or "none" if isinstance(shown, list) else str(shown)
             table.add_row(key.replace("_", " ") if number == 0 else "", str(name), text)
-    Console().print(table)
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """List the methods with their options, defaults and sources."""
+    """List the methods with their options: default and meaning."""
     from paretomerge.options import describe_methods
 
     rows = describe_methods()
@@ -274,12 +296,16 @@ def methods(as_json: Json = False) -> None:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return
     from rich.console import Console
+    from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     for row in rows:
-        console.print(f"[bold]{row['name']}[/bold] ({row['command']}): {row['summary']}", highlight=False)
+        console.print(f"\nparetomerge {row['command']} --method {row['name']}", style="bold")
+        console.print(row["summary"])
+        table = Table.grid(padding=(0, 2))
         for name, option in row["options"].items():
-            console.print(f"    {name} = {option['default']}", highlight=False, markup=False)
+            table.add_row(f"  {name}", str(option["default"]), option["meaning"])
+        console.print(table)
 
 
 @app.command()
@@ -306,17 +332,22 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UserError as error:
         _fail(str(error))
-    except (KeyboardInterrupt, EOFError):
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, EOFError, typer.Abort):
+        code = _STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:  # the system's no: permissions, a full disk
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except Exception as error:
         # a mistake in the flags: click's exception, wherever this version of typer keeps click
         if not hasattr(error, "format_message"):
             raise
-        _fail(error.format_message())
+        if message := error.format_message():
+            _fail(message)
+        code = 2  # no command, and the help has been shown
+    if code == _STOPPED:
+        print("stopped", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -364,55 +395,10 @@ def _target(plan: Recipe, overwrite: bool, ours: str) -> Path:
 
 
 def _dtype(name: str | None) -> torch.dtype | None:
+    """The dtype of a name that a recipe has checked."""
     if name is None:
         return None
     import torch
 
-    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "fp64": "float64"}
-    found = getattr(torch, names.get(name, name), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise UserError(f"--dtype {name}: choose float32, bfloat16, float16 or float64")
+    found: torch.dtype = getattr(torch, name)
     return found
-
-
-@contextmanager
-def _progress(label: str, tensors: int, nbytes: int, quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
-    """A bar on standard error that counts tensors and bytes."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}/{task.fields[tensors]} tensors"),
-        DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=nbytes, count=0, tensors=tensors)
-
-        def tick(name: str, size: int) -> None:
-            bar.update(task, advance=size, count=bar.tasks[task].fields["count"] + 1)
-
-        yield tick
-
-
-@contextmanager
-def _status(label: str, quiet: bool) -> Iterator[None]:
-    if quiet or not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status(label):
-        yield
-
-
-def _done(folder: Path, weights: Weights | None, started: float, quiet: bool, as_json: bool, facts: dict[str, Any]) -> None:
-    seconds = round(time.perf_counter() - started, 2)
-    written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    if as_json:
-        print(json.dumps({"output": str(folder), "bytes": written, "seconds": seconds, **facts}, ensure_ascii=False, indent=2))
-    elif not quiet:
-        tensors = f"{len(weights)} tensors, " if weights is not None else ""
-        print(f"{folder}: {tensors}{written / 1e6:.1f} MB in {seconds:.1f} s")

@@ -9,17 +9,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import torch
+from pydantic import BaseModel, ValidationError, model_validator
 from torch import Tensor, nn
 
+from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.export.card import model_card
-from paretomerge.export.heads import Head, heads_of
+from paretomerge.export.heads import Head, head_of, heads_of
 from paretomerge.export.huggingface import build_model, write_companions, write_model
 from paretomerge.export.lora import write_lora
+from paretomerge.options import shown
 from paretomerge.sets import SETS
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet, Preference
@@ -37,6 +40,41 @@ FORMAT = 1
 FACTS = "pareto_set.json"
 TENSORS = "pareto_set.safetensors"
 _HEADS = "heads"
+
+
+class _Head(BaseModel):
+    prefix: str
+    lacks: list[str]
+
+
+class _Source(BaseModel):
+    path: str
+    files: dict[str, str | None]
+
+
+class _Sources(BaseModel):
+    base: _Source
+    experts: dict[str, _Source]
+
+
+class _Facts(BaseModel):
+    """What ``pareto_set.json`` must hold; the file may come from anywhere."""
+
+    method: str
+    tasks: list[str]
+    settings: dict[str, Any]
+    set: dict[str, Any]
+    heads: dict[str, _Head]
+    sources: _Sources
+    measured: list[dict[str, Any]] = []
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for task in self.tasks:
+            preferences.check_task(task)  # it becomes part of a path
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks) or not self.heads.keys() <= set(self.tasks):
+            raise ValueError("tasks must be different, and every head must be that of a task")
+        return self
 
 
 @dataclass(frozen=True)
@@ -71,7 +109,7 @@ class Front:
             head: the task whose model it is to be; None: the base's class.
             dtype: of its weights; None: as the front stores them (half precision is slow on most CPUs).
         """
-        model = build_model(self.at(preference, dtype, head), self._head(head).config if head else self.config)
+        model = build_model(self.at(preference, dtype, head), self._config(head))
         self._applied[model] = self.pareto_set.preference(preference)
         return model
 
@@ -154,7 +192,7 @@ class Front:
         write_model(
             self.at(preference, dtype, head),
             folder,
-            config=self._head(head).config if head else self.config,
+            config=self._config(head),
             companions=self.companions,
             provenance=self.provenance(preference),
             shard_bytes=shard_bytes,
@@ -180,10 +218,10 @@ class Front:
             self.pareto_set,
             self.pareto_set.preference(preference),
             folder,
-            config=self._head(head).config if head else self.config,
+            config=self._config(head),
             base_model=base_model or str(self.folder.resolve() if self.folder else ""),
             provenance=self.provenance(preference),
-            head=dict(self._head(head).tensors) if head else None,
+            head=None if head is None else dict(self._head(head).tensors),
             overwrite=overwrite,
         )
 
@@ -218,13 +256,10 @@ class Front:
         return {**facts, "sources": self.sources, "versions": versions()}
 
     def _head(self, task: str) -> Head:
-        if task not in self.heads:
-            if task in self.tasks:
-                raise UserError(f"task {task} has no head of its own in this front: leave --head out")
-            raise UserError(f"no task is called {task!r} (tasks: {', '.join(self.tasks)})")
-        if not self.heads[task].config:
-            raise UserError(f"the head of task {task} came without a config.json (with a LoRA adapter): leave --head out")
-        return self.heads[task]
+        return head_of(self.heads, task, self.tasks)
+
+    def _config(self, head: str | None) -> Mapping[str, Any]:
+        return self.config if head is None else self._head(head).config
 
 
 def front_of(pareto_set: ParetoSet, experts: Experts, *, hashes: bool = True) -> Front:
@@ -270,36 +305,35 @@ def load_front(folder: str | Path) -> Front:
     folder = Path(folder).expanduser()
     if not (folder / FACTS).exists():
         raise UserError(f"{folder}: not a front (no {FACTS} in it): make one with paretomerge fit")
-    facts = read_json(folder / FACTS)
-    if facts.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / FACTS}: format {facts.get('format')!r}; this version reads format {FORMAT}: update paretomerge"
-        )
+    raw = read_json(folder / FACTS)
+    if raw.get("format") != FORMAT:
+        raise UserError(f"{folder / FACTS}: format {shown(raw.get('format'))}; this version reads {FORMAT}: update paretomerge")
+    base = open_checkpoint(folder)
+    tensors = Checkpoint(folder / TENSORS, [folder / TENSORS], {})
     try:
-        kind = SETS[facts["method"]]
-        tasks = [str(task) for task in facts["tasks"]]
-        base = open_checkpoint(folder)
-        tensors = Checkpoint(folder / TENSORS, [folder / TENSORS], {})
-        pareto_set = kind.restored(tasks, base, facts["settings"], tensors, facts["set"])
-        heads = {}
-        for task, head in facts["heads"].items():
-            if task not in tasks:
-                raise UserError(f"{folder / FACTS}: a head for {task!r}, which is no task: fit the front again")
-            file = folder / _HEADS / task / "head.safetensors"
-            heads[task] = Head(
-                Checkpoint(file, [file], {}),
-                read_json(file.with_name("config.json")),
-                head["prefix"],
-                tuple(head["lacks"]),
-            )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder / FACTS}: damaged ({error!r}): fit the front again") from error
-    return Front(pareto_set, base.config, heads, facts["sources"], folder, folder, tuple(facts.get("measured", ())))
+        facts = _Facts.model_validate(raw)
+        pareto_set = SETS[facts.method].restored(facts.tasks, base, facts.settings, tensors, facts.set)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"{folder / FACTS}: damaged ({_reason(error)}): fit the front again") from error
+    heads = {}
+    for task, head in facts.heads.items():
+        file = folder / _HEADS / task / "head.safetensors"
+        config = read_json(file.with_name("config.json"))
+        heads[task] = Head(Checkpoint(file, [file], {}), config, head.prefix, tuple(head.lacks))
+    return Front(pareto_set, base.config, heads, facts.sources.model_dump(), folder, folder, tuple(facts.measured))
 
 
 def versions() -> dict[str, str]:
     """Of the libraries that computed the numbers."""
     return {name: version(name) for name in ("paretomerge", "torch", "safetensors")} | {"python": platform.python_version()}
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a damaged front, in one line."""
+    if not isinstance(error, ValidationError):
+        return repr(error) if isinstance(error, LookupError) else str(error)
+    first = error.errors()[0]
+    return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
 
 
 def _sha256(file: Path) -> str:

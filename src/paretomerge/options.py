@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from paretomerge.errors import UserError
 
-_INTERNAL = frozenset({"on", "progress"})
+_INTERNAL = frozenset({"on", "progress", "folder", "resume", "report", "say"})
 """Parameters that the library fills in itself."""
 
 
@@ -45,10 +45,11 @@ def check_options(function: Callable[..., object], options: Mapping[str, Any], w
 def describe_methods() -> list[dict[str, Any]]:
     """Name, command, summary and options (default, kind, meaning) of every method, from signatures and docstrings."""
     from paretomerge.fitting import FITS
+    from paretomerge.fitting.on_data import FITS_ON_DATA
     from paretomerge.merges import MERGES
 
     rows = []
-    commands: list[tuple[str, Mapping[str, Any]]] = [("merge", MERGES), ("fit", FITS)]
+    commands: list[tuple[str, Mapping[str, Any]]] = [("merge", MERGES), ("fit", FITS), ("fit --data", FITS_ON_DATA)]
     for command, methods in commands:
         for name, function in methods.items():
             hints = get_type_hints(function)

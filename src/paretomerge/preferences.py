@@ -26,6 +26,7 @@ __all__ = [
     "Preference",
     "PreferenceError",
     "Spec",
+    "check_task",
     "dirichlet",
     "equal",
     "format",
@@ -96,6 +97,18 @@ def parse(spec: Spec, tasks: Sequence[str]) -> Preference:
             )
         items.append((name, weight))
     return _normalised(_in_order(items, tasks), tasks)
+
+
+def check_task(name: str) -> None:
+    """Refuse a task's name that the text of a preference could not hold, or that is more than one part of a path.
+
+    >>> check_task("../math")
+    Traceback (most recent call last):
+    paretomerge.errors.UserError: '../math' is no name for a task: use letters, digits, - and _
+    """
+    named = name.isprintable() and 0 < len(name.encode()) <= 200 and name == name.strip()
+    if not named or name.startswith(".") or any(sign in name for sign in "=,:/\\"):
+        raise UserError(f"{name!r} is no name for a task: use letters, digits, - and _")
 
 
 def format(preference: Sequence[float], tasks: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
 from paretomerge.errors import UserError
+from paretomerge.evaluation.dataspec import DataSpec
 from paretomerge.options import shown, unknown
 from paretomerge.strict_yaml import parse_yaml
 
@@ -65,6 +66,8 @@ class Recipe(BaseModel):
     method: str | None = None
     options: dict[str, Any] = {}
     on: BaseMerge | None = None
+    data: dict[str, DataSpec | str] = {}
+    preset: Literal["recommended", "paper"] = "recommended"
     output: str | None = None
     dtype: Annotated[
         Literal["float64", "float32", "float16", "bfloat16"] | None,
@@ -129,6 +132,10 @@ def read_recipe(path: str | Path) -> Recipe:
         update={
             "base": recipe.base and located(recipe.base),
             "experts": {task: located(expert) for task, expert in recipe.experts.items()},
+            "data": {
+                task: located(spec) if isinstance(spec, str) else spec.model_copy(update={"path": located(spec.path)})
+                for task, spec in recipe.data.items()
+            },
         }
     )
 
@@ -138,17 +145,20 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
 
     Args:
         file: a recipe or mergekit file.
-        **flags: Recipe's fields under their names, less these four, which are made of text: ``expert`` and ``option``
-            (lists of ``name=value``; they are added to the file's, but options of another method are dropped), ``on`` (a
-            name) and ``on_option``. A command that has no flag ``method`` or ``on`` does not merge or takes no base merge.
+        **flags: Recipe's fields under their names, less these five, which are made of text: ``expert``, ``data`` and
+            ``option`` (lists of ``name=value``; they are added to the file's, but options of another method are dropped),
+            ``on`` (a name) and ``on_option``. A command that has no flag ``method`` or ``on`` does not merge or takes no
+            base merge.
     """
     recipe = read_recipe(file) if file is not None else Recipe()
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     fields = recipe.model_dump(exclude_unset=True)
-    for name in given.keys() - {"expert", "option", "on", "on_option"}:
+    for name in given.keys() - {"expert", "option", "on", "on_option", "data"}:
         fields[name] = str(given[name]) if isinstance(given[name], Path) else given[name]
     if "expert" in given:
         fields["experts"] = recipe.experts | _pairs(given["expert"], "--expert", "math=models/math")
+    if "data" in given:
+        fields["data"] = recipe.data | _pairs(given["data"], "--data", "math=data/math.jsonl")
     kept = recipe.options if recipe.method in (None, fields.get("method")) else {}
     fields["options"] = kept | _values(given.get("option", []), "--option")
     if "on" in given or "on_option" in given:
@@ -162,6 +172,8 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
             raise UserError(f"no base: name the model that the experts were fine-tuned from ({_place(file, 'base')})")
         if recipe.on is not None and "on" not in flags:
             raise UserError(f"{_place(file, 'on')}: a merge is not made on another merge; it belongs to a fit")
+        if recipe.data and "data" not in flags:
+            raise UserError(f"{_place(file, 'data')}: a merge takes no data; they belong to a fit")
     return recipe
 
 
@@ -174,7 +186,8 @@ def _validated(raw: Mapping[str, Any], file: Path | None) -> Recipe:
         *parents, key = (str(part) for part in first["loc"])
         place = _place(file, ".".join([*parents, key]))
         if first["type"] == "extra_forbidden":
-            fields = BaseMerge.model_fields if parents else Recipe.model_fields
+            kinds: dict[str, type[BaseModel]] = {"on": BaseMerge, "data": DataSpec}
+            fields = kinds.get(parents[0] if parents else "", Recipe).model_fields
             raise UserError(f"{_place(file, '.'.join(parents))}: {unknown('key', key, fields)}") from None
         message = first["msg"].replace("Input should be ", "must be ")
         raise UserError(f"{place} {message}, not {shown(first['input'])}") from None

@@ -26,7 +26,7 @@ def thresholds(tensors: list[list[torch.Tensor]], densities: list[float]) -> lis
 
 def sorted_threshold(task: list[torch.Tensor], density: float) -> float:
     magnitudes = np.sort(np.concatenate([t.double().abs().flatten().numpy() for t in task]))[::-1]
-    count = math.floor(density * len(magnitudes))
+    count = max(math.floor(density * len(magnitudes)), int(density > 0))
     return math.inf if count == 0 else 0.0 if count == len(magnitudes) else float(magnitudes[count - 1])
 
 
@@ -143,4 +143,4 @@ def test_the_share_is_not_rounded_to_fp32(count):
     v = torch.arange(1.0, count + 1)
     for density in (0.1, 0.3, 0.7, 0.9):
         merged = ties(opened({"x": torch.zeros(count)}, [{"x": v}]), density=density)["x"]
-        assert int((merged != 0).sum()) == math.floor(density * count)
+        assert int((merged != 0).sum()) == max(math.floor(density * count), int(density > 0))

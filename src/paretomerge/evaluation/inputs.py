@@ -42,7 +42,9 @@ class TensorInputs:
     def __init__(self, tensors: Mapping[str, Tensor], labels: Tensor | None = None) -> None:
         self.tensors = dict(tensors)
         self.labels = labels
-        sizes = {name: len(tensor) for name, tensor in self.tensors.items()} | ({} if labels is None else {"labels": len(labels)})
+        sizes = {name: len(tensor) for name, tensor in self.tensors.items()} | (
+            {} if labels is None else {"labels": len(labels)}
+        )
         if len(set(sizes.values())) != 1:
             raise UserError(f"inputs of different lengths: {', '.join(f'{name} {n}' for name, n in sizes.items())}")
 
@@ -127,9 +129,10 @@ class TextInputs:
     """Tokenised texts of different lengths, padded on the right to the longest of each batch.
 
     Args:
-        sequences: keyword argument (``input_ids``, ``token_type_ids``) -> n sequences of ids, of equal lengths across arguments.
+        sequences: keyword argument (``input_ids``, ``token_type_ids``) -> n sequences of ids.
         pad: the id that fills ``input_ids``; other arguments are filled with 0.
         width: pad to this length instead.
+        masked: the model wants an ``attention_mask``.
         labels: (n,) int64.
     """
 
@@ -137,12 +140,15 @@ class TextInputs:
         self,
         sequences: Mapping[str, Sequence[Sequence[int]]],
         pad: int,
+        *,
         width: int | None = None,
+        masked: bool = True,
         labels: Tensor | None = None,
     ) -> None:
         self.labels = labels
         self._pad = {"input_ids": pad}
         self._width = width
+        self._masked = masked
         lengths = torch.tensor([len(ids) for ids in sequences["input_ids"]])
         self._ends = lengths.cumsum(0)
         self._lengths = lengths
@@ -162,7 +168,7 @@ class TextInputs:
         chosen = torch.as_tensor(indices, dtype=torch.long)
         lengths, starts = self._lengths[chosen], (self._ends - self._lengths)[chosen]
         mask = torch.arange(self._width or int(lengths.max())) < lengths[:, None]
-        padded = {"attention_mask": mask.long()}
+        padded = {"attention_mask": mask.long()} if self._masked else {}
         for name, flat in self._flat.items():
             rows = torch.full(mask.shape, self._pad.get(name, 0), dtype=torch.long)
             for row, start, length in zip(rows, starts.tolist(), lengths.tolist(), strict=True):

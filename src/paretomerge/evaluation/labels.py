@@ -35,7 +35,7 @@ def class_numbers(
     Raises:
         UserError: an empty label, one that is no class, or names that are not the head's.
     """
-    listed = list(values)
+    listed = [int(value) if isinstance(value, bool) else value for value in values]
     for row, value in enumerate(listed, 1):
         if value is None or value == "" or value == -1 or isinstance(value, float | list | dict):
             raise UserError(f"{where}: example {row} has the label {value!r}, which is no class")
@@ -46,7 +46,7 @@ def class_numbers(
         listed = [names[int(value)] for value in listed]
     texts = [str(value) for value in listed]
     distinct = sorted(set(texts))
-    keys = _keys([*head, *distinct])
+    keys = _keys(head, distinct)
     known = {keys[name]: number for number, name in enumerate(head)}
     if all(keys[text] in known for text in distinct):
         table = {text: known[keys[text]] for text in distinct}
@@ -85,10 +85,10 @@ def spoken(name: str) -> str:
     return re.sub(r"[_\s]+", " ", name).strip()
 
 
-def _keys(names: Sequence[str]) -> dict[str, str]:
-    """Name -> what is compared: without case and punctuation, where that does not make two classes one."""
-    loose = {name: spoken(name.replace("-", "_")).casefold() for name in names}
-    return loose
+def _keys(head: Sequence[str], others: Sequence[str]) -> dict[str, str]:
+    """Name -> what is compared: loosely, where that does not make two classes one."""
+    loose = {name: spoken(name.replace("-", "_")).casefold() for name in (*head, *others)}
+    return loose if len({loose[name] for name in head}) == len(set(head)) else {name: name for name in loose}
 
 
 def _unnamed(head: Sequence[str]) -> bool:

@@ -183,7 +183,9 @@ def _arrays(path: Path) -> dict[str, Split]:
             split = split_name(match[1] or WHOLE)
             splits[split] = Split(f"{path}[{name}]", columns, frozenset({"image"}))
     if not splits:
-        raise UserError(f"{path}: no images in it (arrays: {', '.join(arrays)}); fit_images, test_images and test_labels are read")
+        raise UserError(
+            f"{path}: no images in it (arrays: {', '.join(arrays)}); fit_images, test_images and test_labels are read"
+        )
     return splits
 
 
@@ -195,7 +197,9 @@ def _datasets(what: str) -> Any:
         return importlib.import_module("datasets")
     except ImportError:
         hint = "reading it needs the library datasets: pip install 'paretomerge[data]'"
-        raise UserError(f"{what}: {hint}" if Path(what).exists() else f"{what}: no such file; as a hub data set, {hint}") from None
+        raise UserError(
+            f"{what}: {hint}" if Path(what).exists() else f"{what}: no such file; as a hub data set, {hint}"
+        ) from None
 
 
 def _hub(name: str, subset: str | None) -> dict[str, Split]:

@@ -20,11 +20,13 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         shares = ", ".join(f"{task} {share:.1%}" for task, share in preference.items())
         lines += [f"Preference: {shares}.", ""]
     if provenance.get("kind") == "front":
+        preference = ",".join(f"{task}={2 if place == 0 else 1}" for place, task in enumerate(experts))
         lines += [
             "This folder is the model at equal preference, and holds what is needed for any other:",
-            "", "```sh", f"paretomerge pick . --preference {next(iter(experts), 'TASK')}=… --output model", "```", "",
+            "", "```sh", f"paretomerge pick . --preference {preference} --output model", "```", "",
         ]  # fmt: skip
     lines += ["| | |", "|---|---|", f"| base | `{base}` |"]
     lines += [f"| expert **{task}** | `{path}` |" for task, path in experts.items()]
-    lines += [f"| {name} | {value} |" for name, value in provenance.get("settings", {}).items()]
+    settings = provenance.get("settings", {})
+    lines += [f"| {name} | {value} |" for name, value in settings.items() if name != "lambda"]  # that one is a long list
     return "\n".join(lines) + "\n"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from paretomerge.errors import UserError
 from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
@@ -43,3 +44,18 @@ def heads_of(experts: Experts) -> dict[str, Head]:
             lacks = tuple(name for name in experts.infos if from_base(name, expert.prefix) not in expert.source)
         heads[expert.task] = Head(expert.head(), expert.config, expert.prefix, lacks)
     return heads
+
+
+def head_of(heads: Mapping[str, Head], task: str, tasks: Sequence[str]) -> Head:
+    """The head of one task, with all that a model needs.
+
+    Raises:
+        UserError: no such task, a task without a head, or a head without a configuration.
+    """
+    if task not in heads:
+        if task in tasks:
+            raise UserError(f"task {task} has no head of its own: leave --head out")
+        raise UserError(f"no task is called {task!r} (tasks: {', '.join(tasks)})")
+    if not heads[task].config:
+        raise UserError(f"the head of task {task} came without a config.json (with a LoRA adapter): leave --head out")
+    return heads[task]

@@ -70,7 +70,7 @@ def write_lora(
     smaller = {path: r for path, r in ranks.items() if r != rank}
     adapter = {
         "peft_type": "LORA",
-        "task_type": None,
+        "task_type": "CAUSAL_LM" if _is_causal(config) else None,
         "base_model_name_or_path": base_model,
         "inference_mode": True,
         "r": rank,
@@ -89,3 +89,8 @@ def write_lora(
         write_safetensors(Weights.of(tensors), temporary / "adapter_model.safetensors")
         write_json(temporary / "adapter_config.json", adapter)
         write_json(temporary / PROVENANCE, provenance)
+
+
+def _is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether AutoPeftModelForCausalLM can load the adapter; other classes need no such word."""
+    return str(config["architectures"][0]).endswith(("ForCausalLM", "LMHeadModel"))

@@ -74,6 +74,9 @@ def pareto_merging(
     lam = 1 / n_tasks if scale is None else float(scale)
     base = task_arithmetic(experts, scale=lam) if on is None else on
     chosen = choose_targets(experts.infos, experts.merged, targets, fuse_qkv=fuse_qkv)
+    for second, first in experts.aliases.items():
+        if any(first == name for members in chosen.values() for name, _ in members):
+            raise UserError(f"{first}: is stored again as {second}, which would not follow: take it out of the targets")
 
     factors: dict[str, Factors] = {}
     gram = torch.zeros(n_tasks, n_tasks, dtype=torch.float64)
@@ -143,7 +146,7 @@ def tucker2(
 
     b = torch.randn(wide, n, generator=generator)
     for sweep in range(sweeps + 1):
-        size = wide if sweep < sweeps else r  # the last sweep is at the rank asked for
+        size = r if sweep else wide  # oversampled once; cut to r only at the end, a few per cent of the energy are lost
         a = _leading(times_b(b), size)
         product = a_times(a)
         b = _leading(product.transpose(1, 2).transpose(0, 1).flatten(1), size).T
@@ -204,6 +207,10 @@ def _deviations(experts: Experts, members: Sequence[tuple[str, int]], factor: fl
         for name, _ in members:
             for rows, _, v in experts.chunks(name, entries=1 << 20):
                 d = (v - v.mean(0)).mul_(factor).float()
+                if not torch.isfinite(d.sum()) and not torch.isfinite(d).all():
+                    raise experts.not_finite(name)
+                if not torch.isfinite(d.sum()) and not torch.isfinite(d).all():  # no decomposition would say where
+                    raise experts.not_finite(name)
                 yield slice(start + rows.start, start + rows.stop), d
             start += matrix_shape(experts.infos[name].shape)[0]
 

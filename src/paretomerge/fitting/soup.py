@@ -18,6 +18,10 @@ def soup(experts: Experts, *, on: Weights | None = None, scale: float | None = N
     """
     n_tasks = len(experts)
     lam = 1 / n_tasks if scale is None else float(scale)
-    infos = {name: TensorInfo((n_tasks, *experts.infos[name].shape), experts.infos[name].dtype) for name in experts.merged}
-    task_vectors = Weights(infos, lambda name: experts.task_vectors(name).to(infos[name].dtype))
+    first = {name: experts.aliases.get(name, name) for name in experts.infos}  # second copies of tied weights move along
+    changed = frozenset(experts.merged)
+    infos = {
+        name: TensorInfo((n_tasks, *info.shape), info.dtype) for name, info in experts.infos.items() if first[name] in changed
+    }
+    task_vectors = Weights(infos, lambda name: experts.task_vectors(first[name]).to(infos[name].dtype))
     return Soup(experts.tasks, task_arithmetic(experts, scale=lam) if on is None else on, task_vectors, lam, {"scale": lam})

@@ -151,17 +151,35 @@ def _magnitude_drop_(v: Tensor, density: float, epsilon: float, rescale: bool, d
     probability = density - epsilon / 2 + (epsilon * np.arange(n) / (n - 1) if n > 1 else epsilon / 2)
     levels = np.round(probability * _LEVELS).clip(1, _LEVELS)
     factor = (_LEVELS / levels if rescale else np.ones(n)).astype(v.numpy().dtype)
-    # sorting (magnitude, position) as one integer gives the order and its positions at once, twice as fast as argsort
+    order = _ascending(v.numpy())
+    kept = np.empty(v.shape, v.numpy().dtype)
+    np.less_equal(_bits(draw, v.shape), (levels - 1).astype(np.uint16), out=kept, casting="unsafe")
+    kept *= factor
+    v.mul_(torch.empty_like(v).scatter_(1, torch.from_numpy(order), torch.from_numpy(kept)))
+
+
+def _ascending(v: NDArray[np.floating]) -> NDArray[np.int64]:
+    """For each row, the positions of its entries from the smallest to the largest magnitude.
+
+    Magnitude and position are packed into one integer and sorted together, several times faster than an argsort. In rows of
+    up to 4 096 entries 32 bits do: magnitudes that agree to 11 binary digits or more are then in order of their position.
+    """
+    n = v.shape[1]
+    places = max(1, (n - 1).bit_length())
+    if places <= 12:
+        low = np.uint32((1 << places) - 1)
+        short = np.bitwise_and(v.astype(np.float32, copy=False).view(np.uint32), np.uint32(0x7FFFFFFF) & ~low)
+        short |= np.arange(n, dtype=np.uint32)
+        short.sort(axis=1)
+        short &= low
+        return short.astype(np.int64)
     keys = np.empty((*v.shape, 2), np.uint32)
-    np.abs(v.numpy(), out=keys[..., 1].view(np.float32), casting="same_kind")
+    np.abs(v, out=keys[..., 1].view(np.float32), casting="same_kind")
     keys[..., 0] = np.arange(n, dtype=np.uint32)
     order = keys.view(np.uint64)[..., 0]
     order.sort(axis=1)
     order &= np.uint64(0xFFFFFFFF)
-    kept = np.empty(v.shape, v.numpy().dtype)
-    np.less_equal(_bits(draw, v.shape), (levels - 1).astype(np.uint16), out=kept, casting="unsafe")
-    kept *= factor
-    v.mul_(torch.empty_like(v).scatter_(1, torch.from_numpy(order.view(np.int64)), torch.from_numpy(kept)))
+    return order.view(np.int64)
 
 
 def _dropout(experts: Experts, density: PerTask, seed: int) -> tuple[Tensor, Callable[[str], _Drop]]:

@@ -22,7 +22,7 @@ def magnitude_thresholds(experts: Experts, names: Sequence[str], density: Sequen
     lies inside, about one entry in a hundred, from which t_k is selected exactly. A bracket that missed is widened.
     """
     total = sum(experts.infos[name].numel for name in names)
-    wanted = [max(math.floor(d * total), int(d > 0)) for d in density]
+    wanted = [min(total, max(math.floor(d * total), int(d > 0))) for d in density]
     settled = {k: math.inf if count == 0 else 0.0 for k, count in enumerate(wanted) if count in (0, total)}
     if total <= _GATHER:
         magnitudes = _sample(experts, names, stride=1)

@@ -29,6 +29,14 @@ class Factors:
     def rank(self) -> int:
         return self.a.shape[1]
 
+    def fits(self, n_tasks: int, infos: Mapping[str, TensorInfo]) -> bool:
+        """Whether the shapes go together, and with the member matrices."""
+        (m, r), n = self.a.shape, self.b.shape[-1]
+        return (
+            (self.g.shape, self.b.shape, m) == ((n_tasks, r, r), (r, n), sum(rows for _, rows in self.members))
+            and all(name in infos and infos[name].shape == (rows, n) for name, rows in self.members)
+        )  # fmt: skip
+
     def core(self, difference: Tensor) -> Tensor:
         """Σ_k d_k G_k for a difference d of two preferences: (r, r), in fp64."""
         return torch.tensordot(difference, self.g.double(), dims=1)
@@ -90,10 +98,12 @@ class LowRank(ParetoSet):
         tensors: Weights,
         facts: Mapping[str, Any],
     ) -> LowRank:
-        factors = {
-            name: Factors(tensors[f"{name}.A"], tensors[f"{name}.G"], tensors[f"{name}.B"], tuple(members.items()))
-            for name, members in facts["targets"].items()
-        }
+        factors = {}
+        for name, members in facts["targets"].items():
+            rows = tuple((member, int(count)) for member, count in members.items())
+            factors[name] = Factors(tensors[f"{name}.A"], tensors[f"{name}.G"], tensors[f"{name}.B"], rows)
+            if not factors[name].fits(len(tasks), base.infos):
+                raise ValueError(f"{name}: its factors do not fit together, or not this base")
         return cls(tasks, base, factors, settings)
 
 

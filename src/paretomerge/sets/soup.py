@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -58,4 +59,11 @@ class Soup(ParetoSet):
         tensors: Weights,
         facts: Mapping[str, Any],
     ) -> Soup:
-        return cls(tasks, base, tensors.renamed(lambda name: name.removeprefix(_KEY)), float(facts["scale"]), settings)
+        scale = float(facts["scale"])
+        if not math.isfinite(scale):
+            raise ValueError(f"scale {scale}")
+        task_vectors = tensors.renamed(lambda name: name.removeprefix(_KEY))
+        for name, info in task_vectors.infos.items():
+            if name not in base or info.shape != (len(tasks), *base.infos[name].shape):
+                raise ValueError(f"{name}: its task vectors do not fit this base")
+        return cls(tasks, base, task_vectors, scale, settings)

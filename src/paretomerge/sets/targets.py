@@ -53,7 +53,7 @@ def choose_targets(
     else:
         globs = [targets] if isinstance(targets, str) else list(targets)
         chosen = [name for name in merged if matches(name, globs) and len(infos[name].shape) == 2]
-        cure = "see paretomerge check for the names"
+        cure = f"{matrices[0]} is one, for instance" if matrices else "it has none"
     if not chosen:
         raise UserError(f"targets {targets!r}: no matrix of this model fits: {cure}")
     groups: dict[str, list[str]] = {}

@@ -45,8 +45,14 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
 
 def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
     """The model that a configuration describes, on the meta device: modules and names, no memory."""
-    with torch.device("meta"):
-        return model_class(config)(transformers_config(config))
+    cls = model_class(config)
+    try:
+        with torch.device("meta"):
+            return cls(transformers_config(config))
+    except UserError:
+        raise
+    except Exception as error:  # whatever an odd configuration makes go wrong in there
+        raise UserError(f"transformers cannot build {cls.__name__} from the model's config.json: {error}") from error
 
 
 def live_names(names: Iterable[str], model: nn.Module) -> dict[str, str]:

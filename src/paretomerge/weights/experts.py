@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
 from paretomerge.weights.alignment import Finding, Options, align
@@ -225,8 +226,7 @@ def inspect_experts(
     if not experts:
         raise UserError("no experts: name at least one (--expert name=PATH)")
     for task in experts:
-        if not task or any(sign in task for sign in "=,:/\\\n") or task.startswith("."):
-            raise UserError(f"{task!r} is no name for a task: use letters, digits, - and _")
+        preferences.check_task(task)
     sources = {task: _open_expert(path) for task, path in experts.items()}
     if base is None:
         first = next(iter(sources.values()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_TABLE = re.compile(r"(embed|wte|wpe|lm_head|shared|relative_attention_bias|classifier|score)")
+_TABLE = re.compile(r"(embed|wte|wpe|lm_head|(^|\.)shared\.|relative_attention_bias|classifier|(^|\.)score\.)")
 _QKV = re.compile(
     r"(^|[._])(q|k|v|qkv|q_proj|k_proj|v_proj|qkv_proj|q_lin|k_lin|v_lin|query|key|value|query_key_value|c_attn|q_attn"
     r"|in_proj|in_proj_weight|wq|wk|wv|wqkv)(\.weight)?$",

@@ -160,8 +160,12 @@ def may_write(target: str | Path, overwrite: str | None = None) -> None:
 
 def _may_write(target: Path, overwrite: str | None) -> None:
     if not target.exists() and not target.is_symlink():
+        parent = next(folder for folder in target.absolute().parents if folder.exists())
+        if not (parent.is_dir() and os.access(parent, os.W_OK | os.X_OK)):
+            why = "may not be written to" if parent.is_dir() else "is no folder"
+            raise UserError(f"{target}: cannot be written: {parent} {why}")
         return
-    if target.is_dir() and not any(target.iterdir()):
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
         return
     if overwrite is None:
         raise UserError(f"{target}: exists already: choose another name or add --overwrite")

@@ -1,0 +1,151 @@
+"""What a fit learns, φ = (λ, A, B, G), and the linear maps between φ and the weights.
+
+    θ_l(γ) = θ₀_l + Σ_k λ_lk v_lk + A_l (Σ_k γ_k G_lk) B_l        (Pareto Merging, eqs 7 and 8)
+
+θ is linear in every dense tensor, so a dense gradient g = ∂S/∂θ is pulled back to φ at once and forgotten:
+
+    ∂S/∂λ_lk = ⟨v_lk, g_l⟩,   ∂S/∂A = g Bᵀ Cᵀ,   ∂S/∂B = Cᵀ Aᵀ g,   ∂S/∂G_k = γ_k Aᵀ g Bᵀ,   with C = Σ_k γ_k G_k.
+
+φ is one flat vector; λ, A, B and G are views of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from paretomerge.sets.low_rank import Factors
+
+Members = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One low-rank term: its member matrices (name, rows), and where A (m, r), G (K, r, r), B (r, n) lie in φ."""
+
+    name: str
+    members: Members
+    shape: tuple[int, int]
+    rank: int
+
+
+class Learned:
+    """φ, the base and the stacked task vectors: builds θ(γ) and pulls gradients back.
+
+    Args:
+        base: name -> θ₀, fp32 on the device of the fit.
+        task_vectors: name -> (K, numel), stacked; fp32, or bf16 to halve the memory.
+        targets: of the low-rank part; none for AdaMerging alone.
+        task_wise: one λ per task instead of one per task and tensor.
+    """
+
+    def __init__(
+        self, base: Mapping[str, Tensor], task_vectors: Mapping[str, Tensor], targets: Sequence[Target], *, task_wise: bool
+    ) -> None:
+        self.base = dict(base)
+        self.task_vectors = dict(task_vectors)
+        self.targets = tuple(targets)
+        first = next(iter(self.task_vectors.values()))
+        self.n_tasks = len(first)
+        n_lambda = 1 if task_wise else len(self.task_vectors)
+        shapes: dict[str, tuple[int, ...]] = {"lambda": (n_lambda, self.n_tasks)}
+        for target in self.targets:
+            (m, n), r = target.shape, target.rank
+            shapes |= {f"{target.name}.A": (m, r), f"{target.name}.G": (self.n_tasks, r, r), f"{target.name}.B": (r, n)}
+        self._slots: dict[str, tuple[int, int, tuple[int, ...]]] = {}
+        end = 0
+        for name, shape in shapes.items():
+            size = torch.Size(shape).numel()
+            self._slots[name] = end, end + size, shape
+            end += size
+        self.phi = torch.zeros(end, device=first.device, dtype=next(iter(self.base.values())).dtype)
+        self.row = {name: 0 if task_wise else i for i, name in enumerate(self.task_vectors)}
+
+    def view(self, name: str, of: Tensor | None = None) -> Tensor:
+        """A part of φ, or of a vector like it: ``"lambda"``, ``"<target>.A"``, ``".G"``, ``".B"``."""
+        start, stop, shape = self._slots[name]
+        return (self.phi if of is None else of)[start:stop].view(shape)
+
+    def parts(self) -> list[str]:
+        """Names for ``view``."""
+        return list(self._slots)
+
+    @torch.no_grad()
+    def build_(self, weights: Mapping[str, Tensor], gamma: Tensor) -> None:
+        """Write θ(γ) into ``weights`` (name -> tensor of the base's shape, any float dtype), in place."""
+        lambdas = self.view("lambda")
+        low_rank = self._low_rank(gamma)
+        for name, v in self.task_vectors.items():
+            theta = torch.addmv(self.base[name].flatten(), v.T.to(self.phi.dtype), lambdas[self.row[name]])
+            theta = theta.view_as(self.base[name])
+            if name in low_rank:
+                left, right = low_rank[name]
+                theta.addmm_(left, right)
+            weights[name].copy_(theta)
+
+    @torch.no_grad()
+    def pull_back(self, gradients: Mapping[str, Tensor | None], gamma: Tensor) -> Tensor:
+        """∂S/∂φ, like φ, from dense gradients ∂S/∂θ (name -> tensor; None counts as zero) at preference γ."""
+        small = torch.zeros_like(self.phi)
+        d_lambda = self.view("lambda", small)
+        for name, v in self.task_vectors.items():
+            if (g := gradients.get(name)) is not None:
+                d_lambda[self.row[name]] += torch.mv(v, g.flatten().to(v.dtype)).to(small.dtype)
+        for target in self.targets:
+            rows = [gradients.get(name) for name, _ in target.members]
+            if all(g is None for g in rows):
+                continue
+            g = torch.cat(
+                [
+                    torch.zeros(n_rows, target.shape[1]).to(small) if r is None else r.to(small.dtype)
+                    for r, (_, n_rows) in zip(rows, target.members, strict=True)
+                ]
+            )
+            a, b = self.view(f"{target.name}.A"), self.view(f"{target.name}.B")
+            core = self.core(target, gamma)
+            g_b = g @ b.T  # (m, r)
+            self.view(f"{target.name}.A", small).copy_(g_b @ core.T)
+            self.view(f"{target.name}.B", small).copy_(core.T @ (a.T @ g))
+            self.view(f"{target.name}.G", small).copy_(gamma.to(small)[:, None, None] * (a.T @ g_b))
+        return small
+
+    def core(self, target: Target, gamma: Tensor) -> Tensor:
+        """C = Σ_k γ_k G_k."""
+        g = self.view(f"{target.name}.G")
+        return torch.tensordot(gamma.to(g), g, dims=1)
+
+    @torch.no_grad()
+    def penalty(self, gamma: Tensor) -> tuple[float, Tensor]:
+        """R = Σ_targets ‖A C B‖² (METHOD: the paper's formula is lost) and its gradient, like φ, from r × r matrices."""
+        small = torch.zeros_like(self.phi)
+        total = 0.0
+        for target in self.targets:
+            a, b = self.view(f"{target.name}.A"), self.view(f"{target.name}.B")
+            core, a_a, b_b = self.core(target, gamma), a.T @ a, b @ b.T
+            total += float((a_a @ core * (core @ b_b)).sum())
+            self.view(f"{target.name}.A", small).copy_(2 * a @ (core @ b_b @ core.T))
+            self.view(f"{target.name}.B", small).copy_(2 * (core.T @ a_a @ core) @ b)
+            self.view(f"{target.name}.G", small).copy_(2 * gamma.to(small)[:, None, None] * (a_a @ core @ b_b))
+        return total, small
+
+    @torch.no_grad()
+    def factors(self) -> dict[str, Factors]:
+        """The low-rank part as a set stores it."""
+
+        def part(target: Target, letter: str) -> Tensor:
+            return self.view(f"{target.name}.{letter}").float().cpu().clone()
+
+        return {t.name: Factors(part(t, "A"), part(t, "G"), part(t, "B"), t.members) for t in self.targets}
+
+    def _low_rank(self, gamma: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        terms = {}
+        for target in self.targets:
+            left = self.view(f"{target.name}.A") @ self.core(target, gamma)
+            start = 0
+            for name, rows in target.members:
+                terms[name] = left[start : start + rows], self.view(f"{target.name}.B")
+                start += rows
+        return terms

@@ -1,0 +1,322 @@
+"""Fitting on data with K small gradients: θ(γ) is built once a step, each task's dense gradient is pulled back at once.
+
+    γ ~ Dirichlet(α)
+    write θ(γ) into the model                           one product per tensor
+    for each task k that matters:
+        S_k = objective of the model on a batch of task k;  g = ∂S_k/∂θ;  row k of J = pull-back of g to φ;  forget g
+    step φ along wᵀJ + β ∇R,  w = scalarisation(S, γ, J)
+
+Memory: task vectors (K), base, θ and one dense gradient, and one task's activations. Every random choice of a step is a
+function of (seed, step), so a run that is stopped and resumed ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from paretomerge.errors import UserError
+from paretomerge.fitting.learned import Learned
+from paretomerge.fitting.scalarization import scalarization
+from paretomerge.preferences import dirichlet
+from paretomerge.weights.checkpoint import read_json
+from paretomerge.weights.lazy import Weights
+from paretomerge.weights.writing import write_json, write_safetensors
+
+
+class Part(NamedTuple):
+    """One micro-batch of a task's loss: its share of the mean, still with its graph, and what to watch."""
+
+    loss: Tensor
+    share: float
+    watched: Mapping[str, float]
+
+
+Losses = Callable[[int, int], Iterable[Part]]
+"""(task k, seed of this step and task) -> the micro-batches of S_k; they are run and freed one by one."""
+Report = Callable[[int, Mapping[str, Any]], None]
+"""Called after each step with (steps done, what is logged of it)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a fit runs; the defaults are recipe R (METHOD), measured best on held-out inputs, ``PAPER`` is the paper's."""
+
+    steps: int = 600
+    lr: float = 2e-3
+    schedule: str = "cosine"
+    """cosine: to a tenth of lr; constant."""
+    alpha: float = 0.3
+    """Of the Dirichlet distribution of γ."""
+    equal_every: int = 4
+    """Every so many steps γ is equal (0: never)."""
+    scalarization: str = "linear"
+    mu: float = 0.1
+    beta: float = 0.0
+    skip_below: float = 0.01
+    """Tasks with a smaller γ_k sit a step out with probability 1 − γ_k / skip_below, and count more when they do not."""
+    clip: float = 0.0
+    """Largest norm of a step's gradient (0: not clipped)."""
+    seed: int = 0
+    checkpoint_every: int = 100
+    patience: int = 0
+    """Stop when the held-out objective has not improved at so many checkpoints, and keep the best (0: never)."""
+
+
+class Stopped(UserError):
+    """A fit was asked to stop (Ctrl-C, SIGTERM); its state is saved."""
+
+
+def fit_(
+    learned: Learned,
+    weights: Mapping[str, nn.Parameter],
+    losses: Losses,
+    settings: Settings,
+    *,
+    frozen: Sequence[str] = (),
+    folder: Path | None = None,
+    resume: bool = False,
+    facts: Mapping[str, Any] | None = None,
+    held_out: Callable[[], float] | None = None,
+    report: Report | None = None,
+) -> None:
+    """Fit φ in place.
+
+    Args:
+        learned: φ at its start; at its end when this returns.
+        weights: the parameters of the live models that θ(γ) is written into, by the base's names.
+        losses: S_k, micro-batch by micro-batch.
+        settings: see ``Settings``.
+        frozen: parts of φ that stay as they are.
+        folder: the run's folder (config.json, metrics.jsonl, state.safetensors); None: nothing is written.
+        resume: go on from the state in ``folder``.
+        facts: what else determines the run; a resumed run must have the same.
+        held_out: the objective on held-out inputs at equal preference, for early stopping.
+        report: called after each step.
+
+    Raises:
+        Stopped: SIGINT or SIGTERM came; the state is saved in ``folder``.
+        UserError: nothing to resume, or a run with other settings.
+    """
+    n_tasks = learned.n_tasks
+    weigh = scalarization(settings.scalarization, settings.mu)
+    phi = nn.Parameter(learned.phi, requires_grad=True)  # the same storage: learned's views follow the optimiser
+    optimizer = torch.optim.Adam([phi], lr=settings.lr, betas=(0.9, 0.999))
+    run = _Run(folder, {**asdict(settings), **(facts or {})}) if folder and world()[0] == 0 else None
+    start, best, waited = 0, math.inf, 0
+    best_phi = learned.phi.clone()
+    if resume:
+        start, best, waited, best_phi = _restore(folder, learned, optimizer, phi, {**asdict(settings), **(facts or {})})
+    elif run:
+        run.begin()
+
+    def save(done: int) -> None:
+        if run:
+            run.save(done, learned, optimizer, phi, best, waited, best_phi)
+
+    with _stop_requested() as stop:
+        for step in range(start, settings.steps):
+            optimizer.param_groups[0]["lr"] = lr_of_step(step, settings)
+            gamma = preference_of_step(step, n_tasks, settings)
+            chosen, factors = tasks_of_step(gamma, step, settings)
+            learned.build_(weights, gamma)
+            values = torch.full((n_tasks,), math.nan, dtype=torch.float64)
+            jacobian = torch.zeros(n_tasks, learned.phi.numel(), dtype=learned.phi.dtype, device=learned.phi.device)
+            watched: dict[int, dict[str, float]] = {}
+            for k in chosen:
+                values[k] = 0.0
+                for part in losses(k, seed_of(settings.seed, step, 3 + k)):
+                    (part.loss * part.share).backward()
+                    values[k] += float(part.loss.detach()) * part.share
+                    for name, number in part.watched.items():
+                        seen = watched.setdefault(k, {})
+                        seen[name] = seen.get(name, 0.0) + number * part.share
+                jacobian[k] = learned.pull_back({name: p.grad for name, p in weights.items()}, gamma)
+                for parameter in weights.values():
+                    parameter.grad = None
+            _average(jacobian, values, chosen)
+            step_weights = weigh(values, gamma, jacobian) * factors
+            gradient = step_weights.to(jacobian) @ jacobian
+            if settings.beta:
+                gradient += settings.beta * learned.penalty(gamma)[1]
+            for part_name in frozen:
+                learned.view(part_name, gradient).zero_()
+            if settings.clip:
+                gradient *= min(1.0, settings.clip / max(float(gradient.norm()), 1e-30))
+            phi.grad = gradient
+            optimizer.step()
+            logged = {
+                "step": step + 1,
+                "steps": settings.steps,
+                "gamma": gamma.tolist(),
+                "losses": {str(k): float(values[k]) for k in chosen},
+                "watched": {str(k): each for k, each in watched.items()},
+                "lr": optimizer.param_groups[0]["lr"],
+            }
+            if run:
+                run.log(logged)
+            if report:
+                report(step + 1, logged)
+            done = step + 1
+            if held_out and settings.patience and done % settings.checkpoint_every == 0:
+                learned.build_(weights, torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64))
+                value = held_out()
+                best, waited = (value, 0) if value < best else (best, waited + 1)
+                if waited == 0:
+                    best_phi.copy_(learned.phi)
+                if waited >= settings.patience:
+                    break
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                save(done)
+            if stop.is_set():
+                save(done)
+                hint = f"; go on with --resume (state in {folder})" if folder else ""
+                raise Stopped(f"stopped after step {done} of {settings.steps}{hint}")
+    if held_out and settings.patience and best < math.inf:
+        learned.phi.copy_(best_phi)
+
+
+def lr_of_step(step: int, settings: Settings) -> float:
+    """Learning rate of a step: constant, or a cosine from lr to a tenth of it."""
+    if settings.schedule == "constant":
+        return settings.lr
+    return settings.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+
+
+def preference_of_step(step: int, n_tasks: int, settings: Settings) -> Tensor:
+    """γ of a step, (K,) fp64: a function of (seed, step) alone."""
+    if settings.equal_every and step % settings.equal_every == settings.equal_every - 1:
+        return torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64)
+    return torch.from_numpy(dirichlet(n_tasks, 1, settings.alpha, seed_of(settings.seed, step, 1))[0])
+
+
+def tasks_of_step(gamma: Tensor, step: int, settings: Settings) -> tuple[list[int], Tensor]:
+    """The tasks that take part, and the factor on each one's weight that keeps the expectation of the step.
+
+    With γ_k < ε a task takes part with probability γ_k / ε, then with its weight times ε / γ_k.
+    """
+    factors = torch.ones_like(gamma)
+    threshold = settings.skip_below
+    if threshold <= 0:
+        return list(range(len(gamma))), factors
+    generator = torch.Generator().manual_seed(seed_of(settings.seed, step, 2))
+    draws = torch.rand(len(gamma), generator=generator, dtype=torch.float64)
+    chosen = []
+    for k, share in enumerate(gamma.tolist()):
+        if share >= threshold:
+            chosen.append(k)
+        elif float(draws[k]) < share / threshold:
+            chosen.append(k)
+            factors[k] = threshold / share
+    return chosen, factors
+
+
+def seed_of(*parts: int) -> int:
+    """One well-mixed seed from several numbers."""
+    return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class _Run:
+    """A run's folder: config.json says what is run, metrics.jsonl has a line per step, state.safetensors where it stands."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.config = config
+
+    def begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "state.safetensors").unlink(missing_ok=True)
+        (self.folder / "metrics.jsonl").write_text("")
+        write_json(self.folder / "config.json", self.config)
+
+    def log(self, line: Mapping[str, Any]) -> None:
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def save(
+        self, done: int, learned: Learned, optimizer: torch.optim.Adam, phi: nn.Parameter, best: float, waited: int,
+        best_phi: Tensor,
+    ) -> None:  # fmt: skip
+        state = optimizer.state[phi]
+        tensors = {
+            "phi": learned.phi, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"], "best_phi": best_phi,
+            "numbers": torch.tensor([done, waited, best], dtype=torch.float64),
+        }  # fmt: skip
+        temporary = self.folder / ".state.writing"
+        write_safetensors(Weights.of({name: t.detach().cpu() for name, t in tensors.items()}), temporary)
+        os.replace(temporary, self.folder / "state.safetensors")
+
+
+def _restore(
+    folder: Path | None, learned: Learned, optimizer: torch.optim.Adam, phi: nn.Parameter, config: Mapping[str, Any]
+) -> tuple[int, float, int, Tensor]:
+    """Put a saved state back; the log loses the lines of steps that are done again."""
+    if folder is None or not (folder / "state.safetensors").exists():
+        raise UserError(f"{folder}: no saved state to resume from")
+    before = read_json(folder / "config.json")
+    now = json.loads(json.dumps(config))
+    if differing := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
+        key = sorted(differing)[0]
+        raise UserError(f"{folder}: that run had {key} = {before.get(key)}, not {now.get(key)}: resume with the same settings")
+    try:
+        saved = load_file(folder / "state.safetensors")
+        with torch.no_grad():
+            learned.phi.copy_(saved["phi"])
+        done, waited, best = saved["numbers"].tolist()
+        optimizer.state[phi] = {
+            "step": torch.tensor(done),
+            "exp_avg": saved["exp_avg"].to(phi),
+            "exp_avg_sq": saved["exp_avg_sq"].to(phi),
+        }
+    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        raise UserError(f"{folder / 'state.safetensors'}: damaged ({error}): start again without --resume") from error
+    if world()[0] == 0:
+        log = folder / "metrics.jsonl"
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[: int(done)]
+        log.write_text("".join(lines), encoding="utf-8")
+    return int(done), best, int(waited), saved["best_phi"].to(phi.device)
+
+
+@contextmanager
+def _stop_requested() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, so that a step is never cut in two; outside the main thread, never set."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _average(jacobian: Tensor, values: Tensor, chosen: list[int]) -> None:
+    """Sum the small gradients and losses of all processes; each gave its share of the global mean."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        losses = values.nan_to_num(0.0)
+        for tensor in (jacobian, losses):
+            torch.distributed.all_reduce(tensor)
+        values[chosen] = losses[chosen]
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes) of a distributed run; (0, 1) of a plain one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

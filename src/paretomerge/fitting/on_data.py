@@ -1,0 +1,267 @@
+"""Pareto Merging and AdaMerging fitted on inputs: λ, A, B and G learned together, mostly without labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from paretomerge.errors import UserError
+from paretomerge.evaluation.tasks import Task
+from paretomerge.fitting.closed_form import pareto_merging
+from paretomerge.fitting.learned import Learned, Target
+from paretomerge.fitting.loop import Report, Settings, fit_, seed_of
+from paretomerge.fitting.problem import Problem
+from paretomerge.merges.ties import trimmed_and_elected
+from paretomerge.sets.low_rank import LowRank, folded
+from paretomerge.sets.targets import choose_targets
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights
+
+PAPER: dict[str, Any] = {
+    "objective": "entropy", "targets": "attention", "rank": 16, "start": "kaiming", "scale": 0.3, "batch": 32, "lr": 1e-3,
+    "schedule": "constant", "alpha": 0.1, "equal_every": 0, "scalarization": "smooth-tchebycheff", "beta": 0.1,
+    "skip_below": 0.0,
+}  # fmt: skip
+"""The settings of the paper's experiments (Chen & Kwok 2025, app. B; μ and the number of steps are not given there)."""
+
+
+def pareto_merging_on_data(
+    experts: Experts,
+    tasks: Mapping[str, Task],
+    *,
+    objective: Literal["distill", "infomax", "entropy", "features", "cross-entropy"] = "distill",
+    targets: str | Sequence[str] = "all",
+    fuse_qkv: bool = False,
+    rank: int = 16,
+    start: Literal["closed-form", "orthonormal", "kaiming"] = "closed-form",
+    scale: float | None = None,
+    coefficients: Literal["layer", "task", "fixed"] = "layer",
+    ties: float | None = None,
+    steps: int = 600,
+    batch: int = 32,
+    micro_batch: int | None = None,
+    lr: float = 2e-3,
+    schedule: Literal["cosine", "constant"] = "cosine",
+    alpha: float = 0.3,
+    equal_every: int = 4,
+    scalarization: Literal["linear", "smooth-tchebycheff"] = "linear",
+    mu: float = 0.1,
+    beta: float = 0.0,
+    skip_below: float = 0.01,
+    clip: float = 0.0,
+    patience: int = 0,
+    seed: int = 0,
+    checkpoint_every: int = 100,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    store_task_vectors: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+    folder: Path | None = None,
+    resume: bool = False,
+    report: Report | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> LowRank:
+    """W(γ) = θ₀ + Σ_k λ_k v_k + A (Σ_k γ_k G_k) B with λ, A, B and G learned (Chen & Kwok 2025, eqs 5, 7, 8 and 11).
+
+    The defaults are not the paper's (``preset=paper`` is): distillation from the experts instead of entropy, a start from
+    the closed form, every matrix a target, linear scalarisation. On held-out inputs that was better by far.
+
+    Args:
+        experts: base and experts.
+        tasks: task -> its inputs; all tasks, in any order.
+        objective: ``"distill"``: KL to the expert's predictions; ``"entropy"``: the paper's; ``"infomax"``: entropy less that
+            of the mean prediction; ``"features"``: squared distance to the expert's last features; ``"cross-entropy"``: labels.
+        targets: as in the closed form.
+        fuse_qkv: as in the closed form.
+        rank: r.
+        start: ``"closed-form"``: A, B and G of the data-free solution; ``"orthonormal"``: its A and B, G = 0;
+            ``"kaiming"``: the paper's, A and B Kaiming-uniform, G = 0.
+        scale: λ at the start; None: 1/K.
+        coefficients: one λ per task and tensor (``"layer"``), one per ``"task"``, or ``"fixed"``.
+        ties: density of TIES' trim, applied with its election to each v_k first (AdaMerging++); None: not applied.
+        steps: number of steps.
+        batch: inputs per task and step.
+        micro_batch: inputs at a time; None: all of a batch.
+        lr: Adam's learning rate.
+        schedule: ``"cosine"`` to a tenth, or ``"constant"``.
+        alpha: of the Dirichlet distribution of γ.
+        equal_every: every so many steps γ is equal; 0: never.
+        scalarization: linear or smooth Tchebycheff.
+        mu: μ of smooth Tchebycheff.
+        beta: weight of R = Σ ‖A G_γ B‖².
+        skip_below: tasks with a smaller γ_k are mostly left out of a step, without bias; 0: never.
+        clip: largest norm of a step's gradient; 0: not clipped.
+        patience: stop when so many checkpoints have not improved the held-out objective; 0: never.
+        seed: of everything random.
+        checkpoint_every: steps between saved states.
+        precision: of the forward and backward passes.
+        store_task_vectors: bfloat16 halves the memory of the K task vectors.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
+        folder: of the run: config, metrics, states.
+        resume: go on where the run in ``folder`` stopped.
+        report: called after each step.
+        say: is told what the user should know, a line at a time.
+
+    Raises:
+        UserError: a task without inputs, an option that does not fit.
+        Stopped: see ``fit_``.
+    """
+    options = {
+        k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")
+    }
+    on = _device(device)
+    n_tasks = len(experts)
+    lam = 1 / n_tasks if scale is None else scale
+    chosen = choose_targets(experts.infos, experts.merged, targets, fuse_qkv=fuse_qkv) if rank else {}
+    shapes = {name: (sum(n for _, n in m), experts.infos[m[0][0]].shape[1]) for name, m in chosen.items()}
+    low_rank = [Target(name, m, shapes[name], min(rank, *shapes[name])) for name, m in chosen.items()]
+    problem = Problem(
+        experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
+        held_out=patience > 0,
+    )  # fmt: skip
+    vectors = problem.task_vectors
+    if ties is not None:
+        vectors = trimmed_and_elected(experts, vectors, ties)
+    stored = torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
+    vectors = {name: v.to(stored) for name, v in vectors.items()}
+    learned = Learned(problem.base, vectors, low_rank, task_wise=coefficients == "task")
+    problem.task_vectors = {}
+    _start(learned, experts, start, lam, rank, targets, fuse_qkv, seed)
+    names = {field.name for field in fields(Settings)}
+    fit_(
+        learned,
+        problem.models.weights,
+        problem.losses,
+        Settings(**{name: value for name, value in options.items() if name in names}),
+        frozen=("lambda",) if coefficients == "fixed" else (),
+        folder=folder,
+        resume=resume,
+        facts={"tasks": list(experts.tasks), **options},
+        held_out=problem.held_out if patience else None,
+        report=problem.watching(report),
+    )
+    return _as_set(experts, learned, options)
+
+
+def adamerging(
+    experts: Experts,
+    tasks: Mapping[str, Task],
+    *,
+    objective: Literal["distill", "infomax", "entropy", "features", "cross-entropy"] = "entropy",
+    scale: float = 0.3,
+    coefficients: Literal["layer", "task"] = "layer",
+    ties: float | None = None,
+    steps: int = 500,
+    batch: int = 16,
+    micro_batch: int | None = None,
+    lr: float = 1e-3,
+    patience: int = 0,
+    seed: int = 0,
+    checkpoint_every: int = 100,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    store_task_vectors: Literal["float32", "bfloat16"] = "float32",
+    device: str = "auto",
+    folder: Path | None = None,
+    resume: bool = False,
+    report: Report | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> LowRank:
+    """AdaMerging (Yang et al. 2024): θ₀ + Σ_k λ_k v_k with λ learned; one model, the same at every preference.
+
+    Args:
+        experts: base and experts.
+        tasks: task -> its inputs.
+        objective: ``"entropy"``: the paper's; or as in ``pareto_merging_on_data``.
+        scale: λ at the start.
+        coefficients: one λ per task and tensor (``"layer"``) or one per ``"task"``.
+        ties: density of TIES' trim for AdaMerging++ (0.2); None: AdaMerging.
+        steps: number of steps.
+        batch: inputs per task and step.
+        micro_batch: inputs at a time.
+        lr: Adam's learning rate.
+        patience: as in ``pareto_merging_on_data``.
+        seed: of everything random.
+        checkpoint_every: steps between saved states.
+        precision: of the forward and backward passes.
+        store_task_vectors: bfloat16 halves the memory of the task vectors.
+        device: where to fit.
+        folder: of the run.
+        resume: go on where the run in ``folder`` stopped.
+        report: called after each step.
+        say: is told what the user should know.
+    """
+    options = {k: v for k, v in locals().items() if k not in ("experts", "tasks")}
+    return pareto_merging_on_data(
+        experts, tasks, **options, rank=0, start="kaiming", equal_every=1, skip_below=0.0, schedule="constant"
+    )
+
+
+FITS_ON_DATA = {"pareto-merging": pareto_merging_on_data, "adamerging": adamerging}
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {"recommended": {}, "paper": {"pareto-merging": PAPER}}
+"""preset -> method -> settings that differ from the method's defaults; AdaMerging's defaults are its paper's."""
+
+
+def _start(
+    learned: Learned,
+    experts: Experts,
+    start: str,
+    lam: float,
+    rank: int,
+    targets: str | Sequence[str],
+    fuse_qkv: bool,
+    seed: int,
+) -> None:
+    """φ before the first step."""
+    learned.view("lambda").fill_(lam)
+    if not learned.targets:
+        return
+    if start == "kaiming":
+        generator = torch.Generator().manual_seed(seed_of(seed, 0, 0))
+        for target in learned.targets:
+            for part in "AB":
+                view = learned.view(f"{target.name}.{part}")
+                sample = torch.empty(view.shape)
+                nn.init.kaiming_uniform_(sample, a=5**0.5, generator=generator)
+                view.copy_(sample)
+        return
+    found = pareto_merging(experts, rank=rank, targets=targets, fuse_qkv=fuse_qkv, scale=lam, seed=seed)
+    for target in learned.targets:
+        factors = found.factors[target.name]
+        learned.view(f"{target.name}.A").copy_(factors.a)
+        learned.view(f"{target.name}.B").copy_(factors.b)
+        if start == "closed-form":
+            learned.view(f"{target.name}.G").copy_(factors.g)
+
+
+def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> LowRank:
+    """The fitted set: θ₀ + Σ λ_k v_k as its base, the low-rank part centred."""
+    lambdas = learned.view("lambda")
+    merged: dict[str, Tensor] = {}
+    for name, v in learned.task_vectors.items():
+        start = learned.base[name]
+        theta = torch.addmv(start.flatten(), v.T.to(start.dtype), lambdas[learned.row[name]]).view_as(start)
+        merged[name] = theta.cpu().to(experts.infos[name].dtype)
+
+    def read(name: str) -> Tensor:
+        name = experts.aliases.get(name, name)
+        return merged[name] if name in merged else experts.base[name].to(experts.infos[name].dtype)
+
+    base, factors = folded(Weights(experts.infos, read), learned.factors())
+    return LowRank(
+        experts.tasks, base, factors, {**options, "lambda": [[round(x, 6) for x in row] for row in lambdas.tolist()]}
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        local = os.environ.get("LOCAL_RANK", "0")
+        name = f"cuda:{local}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device {name!r}: {str(error).splitlines()[0]}") from error

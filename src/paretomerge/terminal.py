@@ -1,0 +1,89 @@
+"""What a command shows while it works and when it is done: bars on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paretomerge.weights.lazy import Weights
+
+
+@contextmanager
+def progress(label: str, tensors: int, nbytes: int, quiet: bool) -> Iterator[Callable[[str, int], None] | None]:
+    """A bar on standard error that counts tensors and bytes."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}/{task.fields[tensors]} tensors"),
+        DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=nbytes, count=0, tensors=tensors)
+
+        def tick(name: str, size: int) -> None:
+            bar.update(task, advance=size, count=bar.tasks[task].fields["count"] + 1)
+
+        yield tick
+
+
+@contextmanager
+def status(label: str, quiet: bool) -> Iterator[None]:
+    """A spinner on standard error."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(label):
+        yield
+
+
+@contextmanager
+def fitting_bar(tasks: Sequence[str], quiet: bool) -> Iterator[Callable[[int, Mapping[str, Any]], None] | None]:
+    """A bar of steps with the last loss of each task; without a terminal, a line every hundred steps."""
+    if quiet:
+        yield None
+        return
+    last: dict[str, float] = {}
+
+    def losses(logged: Mapping[str, Any]) -> str:
+        last.update({tasks[int(k)]: value for k, value in logged["losses"].items()})
+        return "  ".join(f"{task} {last[task]:.3f}" for task in tasks if task in last)
+
+    if not sys.stderr.isatty():
+
+        def lines(done: int, logged: Mapping[str, Any]) -> None:
+            text = losses(logged)
+            if done % 100 == 0 or done == logged["steps"]:
+                print(f"step {done}/{logged['steps']}  {text}", file=sys.stderr)
+
+        yield lines
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, logged: bar.update(task, total=logged["steps"], completed=done, description=losses(logged))
+
+
+def done(folder: Path, weights: Weights | None, started: float, quiet: bool, as_json: bool, facts: dict[str, Any]) -> None:
+    """The closing line, or the result as JSON."""
+    seconds = round(time.perf_counter() - started, 2)
+    written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    if as_json:
+        print(json.dumps({"output": str(folder), "bytes": written, "seconds": seconds, **facts}, ensure_ascii=False, indent=2))
+    elif not quiet:
+        tensors = f"{len(weights)} tensors, " if weights is not None else ""
+        print(f"{folder}: {tensors}{written / 1e6:.1f} MB in {seconds:.1f} s")
