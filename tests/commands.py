@@ -86,4 +86,4 @@ def program(*words: object, **settings: str) -> subprocess.CompletedProcess:
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one - other).abs().max())
+    return float((one - other).detach().abs().max())

@@ -88,23 +88,31 @@ class FitRun:
 
 
 def load_tasks(
-    experts: Experts, data: Mapping[str, Task | DataSpec | str], *, keep_labels: bool = False, seed: int = 0
+    of: Experts | Front, data: Mapping[str, Task | DataSpec | str], *, keep_labels: bool = False, seed: int = 0
 ) -> dict[str, Task]:
     """The tasks' inputs, prepared with the tokenizer or image processor of the base and the labels of each head.
+
+    Args:
+        of: the experts to be fitted, or the front to be measured.
+        data: task -> where its inputs are, or a task that is ready.
+        keep_labels: let the fit see labels.
+        seed: of the split into inputs to fit on and inputs held out, where the data have none.
 
     Raises:
         UserError: data for an unknown task, or data that cannot be read.
     """
     from paretomerge.evaluation.tasks import Task, load_task
 
-    if strangers := [name for name in data if name not in experts.tasks]:
-        raise UserError(unknown("task in data", strangers[0], experts.tasks))
-    heads = heads_of(experts)
-    path = getattr(experts.base, "path", None)
-    companions = path if path and path.is_dir() else None
+    if strangers := [name for name in data if name not in of.tasks]:
+        raise UserError(unknown("task in data", strangers[0], of.tasks))
+    if isinstance(of, Front):
+        heads, own, companions = of.heads, of.config, of.companions
+    else:
+        path = getattr(of.base, "path", None)
+        heads, own, companions = heads_of(of), getattr(of.base, "config", {}), path if path and path.is_dir() else None
     tasks = {}
     for name, spec in data.items():
-        config = heads[name].config if name in heads else getattr(experts.base, "config", {})
+        config = heads[name].config if name in heads else own
         if isinstance(spec, Task):
             tasks[name] = spec
             continue

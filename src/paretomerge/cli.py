@@ -12,7 +12,29 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from paretomerge.errors import UserError
-from paretomerge.terminal import done, fitting_bar, progress, status
+from paretomerge.flags import (
+    Base,
+    Data,
+    Dtype,
+    Exclude,
+    ExpertPaths,
+    HeadOf,
+    Heads,
+    Json,
+    Method,
+    Missing,
+    On,
+    OnOptions,
+    OptionValues,
+    Output,
+    Overwrite,
+    Quiet,
+    RecipeFile,
+    Seed,
+    ShardSize,
+    Vocab,
+)  # fmt: skip
+from paretomerge.terminal import done, fitting_bar, progress, show_rows, status
 
 if TYPE_CHECKING:
     import torch
@@ -27,35 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RecipeFile = Annotated[
-    Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (YAML) instead of, or completed by, the options below.")
-]
-Base = Annotated[str | None, typer.Option("--base", help="The pretrained model: folder, .safetensors file or hub name.")]
-ExpertPaths = Annotated[
-    list[str] | None, typer.Option("--expert", metavar="NAME=PATH", help="A model fine-tuned from the base, or a LoRA adapter.")
-]
-Method = Annotated[str | None, typer.Option("--method", "-m", help="The method; see paretomerge methods.")]
-OptionValues = Annotated[
-    list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the method, e.g. density=0.2.")
-]
-On = Annotated[str | None, typer.Option("--on", help="The merge at equal preference (default: task_arithmetic).")]
-OnOptions = Annotated[list[str] | None, typer.Option("--on-option", metavar="NAME=VALUE", help="An option of that merge.")]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="Store as float32, bfloat16, float16 … (default: as the base).")]
-ShardSize = Annotated[str | None, typer.Option("--shard-size", help="Largest file, e.g. 5GB.")]
-Vocab = Annotated[str | None, typer.Option("--vocab", help="error, or common: merge the tokens that all have.")]
-Missing = Annotated[str | None, typer.Option("--missing", help="error, or base: what an expert lacks is unchanged.")]
-Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Tensors to keep as in the base.")]
-Heads = Annotated[list[str] | None, typer.Option("--heads", metavar="GLOB", help="Tensors that stay with each task.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that paretomerge wrote.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-HeadOf = Annotated[str | None, typer.Option("--head", metavar="TASK", help="Write that task's model, with its own head.")]
-Data = Annotated[
-    list[str] | None,
-    typer.Option("--data", metavar="NAME=PATH", help="A task's inputs: fit on them (images, CSV, JSONL, text, npz, data set)."),
-]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
 _STOPPED = 130
 """The exit code of a program that was interrupted (Ctrl-C)."""
 
@@ -222,10 +215,16 @@ def fit(
 @app.command()
 def pick(
     front: Annotated[Path, typer.Argument(help="A front's folder.")],
-    preference: Annotated[
-        str, typer.Option("--preference", "-p", help="math=0.7,code=0.3 (normalised), equal, priority:math or only:math.")
-    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    preference: Annotated[
+        str | None, typer.Option("--preference", "-p", help="math=0.7,code=0.3 (normalised), equal, priority:math, only:math.")
+    ] = None,
+    at_least: Annotated[
+        list[str] | None,
+        typer.Option("--at-least", metavar="TASK=VALUE", help="Of the measured ones: good enough here …"),
+    ] = None,
+    maximise: Annotated[str | None, typer.Option("--maximise", metavar="TASK", help="… and best at this task.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The measured preference where the front bends most.")] = False,
     lora: Annotated[bool, typer.Option("--lora", help="Write a PEFT LoRA adapter on the front's base instead.")] = False,
     base_model: Annotated[
         str | None, typer.Option("--base-model", help="With --lora: the name under which the adapter finds the front.")
@@ -237,7 +236,10 @@ def pick(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write the model that a preference asks for: a Hugging Face checkpoint, or with --lora a small adapter."""
+    """Write the model that a preference asks for: a Hugging Face checkpoint, or with --lora a small adapter.
+
+    Instead of a preference: --at-least and --maximise, or --knee, which choose one of those that evaluate has measured.
+    """
     started = time.perf_counter()
     from paretomerge import preferences
     from paretomerge.front import load_front
@@ -245,9 +247,27 @@ def pick(
 
     plan = _recipe(None, dtype=dtype, shard_size=shard_size)
     opened = load_front(front)
+    if sum([preference is not None, knee, bool(at_least or maximise)]) != 1:
+        raise UserError("say which model: either --preference, or --at-least with --maximise, or --knee")
+    facts: dict[str, Any] = {}
+    if preference is None:
+        from paretomerge.evaluation.queries import best_with
+        from paretomerge.evaluation.queries import knee as knee_of
+        from paretomerge.recipe import parse_numbers
+
+        if knee:
+            found = knee_of(opened.measured, opened.tasks)
+        elif maximise is None:
+            raise UserError("--at-least needs --maximise TASK: of the models that are good enough, the best at what?")
+        else:
+            enough = parse_numbers(at_least or [], "--at-least")
+            found = best_with(opened.measured, opened.tasks, at_least=enough, maximise=maximise)
+        preference, facts = found.preference, {"measured": found.values, "of": found.points}
+        if not quiet:
+            print(f"{preference}: of {found.points} measured preferences", file=sys.stderr)
     gamma = preferences.parse(preference, opened.tasks)
     may_write(output, "paretomerge.json" if overwrite else None)
-    facts = {"preference": dict(zip(opened.tasks, gamma, strict=True))}
+    facts = {"preference": dict(zip(opened.tasks, gamma, strict=True)), **facts}
     if lora:
         if dtype or shard_size:
             raise UserError("--dtype and --shard-size do not go with --lora: an adapter is one small file in float32")
@@ -263,6 +283,89 @@ def pick(
             progress=tick,
         )  # fmt: skip
     done(output, weights, started, quiet, as_json, facts)
+
+
+@app.command()
+def evaluate(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    data: Data = None,
+    preference: Annotated[
+        list[str] | None, typer.Option("--preference", "-p", help="Instead of equal, priority and one-hot; may be repeated.")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", help="Preferences drawn from the whole simplex beside these.")] = 0,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
+    device: Annotated[str, typer.Option("--device")] = "cpu",
+    dry: Annotated[bool, typer.Option("--dry", help="Do not record the numbers in the front.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a front on held-out inputs (--data) and record the numbers in it, for pick --knee and --at-least."""
+    from paretomerge import api
+    from paretomerge.evaluation.evaluate import evaluate as measured
+    from paretomerge.evaluation.evaluate import sampled, standard_preferences
+    from paretomerge.evaluation.queries import record
+    from paretomerge.front import load_front
+    from paretomerge.recipe import parse_pairs
+
+    opened = load_front(front)
+    tasks = api.load_tasks(opened, parse_pairs(data or [], "--data", "math=data/math.jsonl"), seed=seed)
+    if not tasks:
+        raise UserError("no inputs to measure on: name them with --data NAME=PATH")
+    for task in tasks.values():
+        for line in () if quiet else task.said:
+            print(f"{task.name}: {line}", file=sys.stderr)
+    if preference:
+        wanted = [*preference, *sampled(opened.tasks, sample, seed)]
+    else:
+        wanted = standard_preferences(opened.tasks, sample, seed)
+    with progress("measuring", len(wanted) * len(tasks), 0, quiet) as tick:
+        rows = measured(
+            opened, list(tasks.values()), wanted, seed=seed, batch_size=batch_size, device=device,
+            progress=(lambda row: tick(row["task"], 0)) if tick else None,
+        )  # fmt: skip
+    if not dry:
+        record(front, rows)
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+    elif not quiet:
+        show_rows(rows)
+
+
+@app.command()
+def select(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    unseen: Annotated[str, typer.Option("--unseen", metavar="PATH", help="Inputs of a task that no expert knows.")],
+    head: HeadOf = None,
+    classes: Annotated[str | None, typer.Option("--classes", help="cat,dog,…: a zero-shot head for models like CLIP.")] = None,
+    sample: Annotated[int, typer.Option("--sample", help="Preferences to try.")] = 30,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
+    device: Annotated[str, typer.Option("--device")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Choose a preference for an unseen task: the one whose model is surest of its inputs; no labels are used."""
+    from paretomerge.evaluation.dataspec import DataSpec
+    from paretomerge.evaluation.evaluate import select_unseen
+    from paretomerge.evaluation.tasks import load_task
+    from paretomerge.front import load_front
+
+    opened = load_front(front)
+    spec = DataSpec(path=unseen, classes=classes.split(",") if classes else None)
+    config = opened.head(head).config if head else opened.config
+    task = load_task("unseen", spec, companions=opened.companions, config=config, seed=seed)
+    inputs = task.fit or task.held_out
+    if inputs is None:
+        raise UserError(f"{unseen}: no inputs in it")
+    found = select_unseen(
+        opened, inputs, head=head, prompts=task.prompts, sample=sample, seed=seed, batch_size=batch_size, device=device
+    )
+    if as_json:
+        print(json.dumps(found._asdict(), ensure_ascii=False, indent=2))
+    else:
+        print(
+            f"{found.preference}: mean entropy {found.entropies[found.preference]:.4f}, the smallest of {len(found.entropies)}"
+        )
 
 
 @app.command()
@@ -313,6 +416,7 @@ def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the front and its picture.")] = Path(
         "paretomerge-demo"
     ),
+    fit: Annotated[bool, typer.Option("--fit", help="Fit on unlabelled images, too, with three seeds (minutes).")] = False,
     seed: Annotated[int, typer.Option(help="Of the closed form's random start.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -321,7 +425,7 @@ def demo(
     """Do the whole job on a small vision transformer and its experts, which come with the package."""
     from paretomerge.demo.run import run
 
-    run(output, seed=seed, overwrite=overwrite, quiet=quiet, as_json=as_json)
+    run(output, fit=fit, seed=seed, overwrite=overwrite, quiet=quiet, as_json=as_json)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
+from paretomerge.evaluation.results import Row
 from paretomerge.export.card import model_card
 from paretomerge.export.heads import Head, head_of, heads_of
 from paretomerge.export.huggingface import build_model, write_companions, write_model
@@ -57,6 +58,16 @@ class _Sources(BaseModel):
     experts: dict[str, _Source]
 
 
+class _Row(BaseModel):
+    method: str
+    preference: str
+    task: str
+    metric: str
+    value: float
+    split: Literal["held-out", "transductive"]
+    seed: int
+
+
 class _Facts(BaseModel):
     """What ``pareto_set.json`` must hold; the file may come from anywhere."""
 
@@ -66,7 +77,7 @@ class _Facts(BaseModel):
     set: dict[str, Any]
     heads: dict[str, _Head]
     sources: _Sources
-    measured: list[dict[str, Any]] = []
+    measured: list[_Row] = []
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -88,7 +99,7 @@ class Front:
     companions: Path | None
     """The folder with the tokenizer and the other files of the base."""
     folder: Path | None = None
-    measured: tuple[Mapping[str, Any], ...] = ()
+    measured: tuple[Row, ...] = ()
     """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
     _applied: WeakKeyDictionary[nn.Module, Tensor] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
@@ -99,7 +110,7 @@ class Front:
     def at(self, preference: Preference, dtype: torch.dtype | None = None, head: str | None = None) -> Weights:
         """θ(γ), lazily; with ``head`` the whole model of that task, in its own naming (see ``ParetoSet.at``)."""
         weights = self.pareto_set.at(preference, dtype)
-        return weights if head is None else self._head(head).on(weights, dtype)
+        return weights if head is None else self.head(head).on(weights, dtype)
 
     def model(self, preference: Preference, *, head: str | None = None, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """A live transformers model at this preference, in evaluation mode (``apply_`` moves it to another).
@@ -221,7 +232,7 @@ class Front:
             config=self._config(head),
             base_model=base_model or str(self.folder.resolve() if self.folder else ""),
             provenance=self.provenance(preference),
-            head=None if head is None else dict(self._head(head).tensors),
+            head=None if head is None else dict(self.head(head).tensors),
             overwrite=overwrite,
         )
 
@@ -255,11 +266,12 @@ class Front:
             facts["preference"] = dict(zip(self.tasks, gamma, strict=True))
         return {**facts, "sources": self.sources, "versions": versions()}
 
-    def _head(self, task: str) -> Head:
+    def head(self, task: str) -> Head:
+        """The head of one task (see ``head_of``)."""
         return head_of(self.heads, task, self.tasks)
 
     def _config(self, head: str | None) -> Mapping[str, Any]:
-        return self.config if head is None else self._head(head).config
+        return self.config if head is None else self.head(head).config
 
 
 def front_of(pareto_set: ParetoSet, experts: Experts, *, hashes: bool = True) -> Front:
@@ -320,7 +332,8 @@ def load_front(folder: str | Path) -> Front:
         file = folder / _HEADS / task / "head.safetensors"
         config = read_json(file.with_name("config.json"))
         heads[task] = Head(Checkpoint(file, [file], {}), config, head.prefix, tuple(head.lacks))
-    return Front(pareto_set, base.config, heads, facts.sources.model_dump(), folder, folder, tuple(facts.measured))
+    measured = tuple(cast("Row", row.model_dump()) for row in facts.measured)
+    return Front(pareto_set, base.config, heads, facts.sources.model_dump(), folder, folder, measured)
 
 
 def versions() -> dict[str, str]:

@@ -156,9 +156,9 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
     for name in given.keys() - {"expert", "option", "on", "on_option", "data"}:
         fields[name] = str(given[name]) if isinstance(given[name], Path) else given[name]
     if "expert" in given:
-        fields["experts"] = recipe.experts | _pairs(given["expert"], "--expert", "math=models/math")
+        fields["experts"] = recipe.experts | parse_pairs(given["expert"], "--expert", "math=models/math")
     if "data" in given:
-        fields["data"] = recipe.data | _pairs(given["data"], "--data", "math=data/math.jsonl")
+        fields["data"] = recipe.data | parse_pairs(given["data"], "--data", "math=data/math.jsonl")
     kept = recipe.options if recipe.method in (None, fields.get("method")) else {}
     fields["options"] = kept | _values(given.get("option", []), "--option")
     if "on" in given or "on_option" in given:
@@ -205,7 +205,19 @@ def _place(file: str | Path | None, key: str) -> str:
     return f"{file}: {key}" if key else str(file)
 
 
-def _pairs(texts: Sequence[str], flag: str, example: str) -> dict[str, str]:
+def parse_numbers(texts: Sequence[str], flag: str) -> dict[str, float]:
+    """name=number texts of a flag."""
+    numbers = {}
+    for name, text in parse_pairs(texts, flag, "math=0.9").items():
+        try:
+            numbers[name] = float(text)
+        except ValueError:
+            raise UserError(f"{flag} {name}={text}: {text!r} is not a number") from None
+    return numbers
+
+
+def parse_pairs(texts: Sequence[str], flag: str, example: str) -> dict[str, str]:
+    """name=value texts of a flag, each name once."""
     pairs: dict[str, str] = {}
     for text in texts:
         name, equals, value = (part.strip() for part in text.partition("="))
@@ -219,5 +231,5 @@ def _pairs(texts: Sequence[str], flag: str, example: str) -> dict[str, str]:
 
 def _values(texts: Sequence[str], flag: str) -> dict[str, Any]:
     """name=value texts, each value as YAML; one that starts like an alias (``*.attn.*``) is text."""
-    pairs = _pairs(texts, flag, "density=0.2")
+    pairs = parse_pairs(texts, flag, "density=0.2")
     return {name: value if value[0] in "*&!%@`|>" else parse_yaml(value, f"{flag} {name}") for name, value in pairs.items()}

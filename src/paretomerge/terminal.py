@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paretomerge.evaluation.results import Row
     from paretomerge.weights.lazy import Weights
 
 
@@ -87,3 +88,21 @@ def done(folder: Path, weights: Weights | None, started: float, quiet: bool, as_
     elif not quiet:
         tensors = f"{len(weights)} tensors, " if weights is not None else ""
         print(f"{folder}: {tensors}{written / 1e6:.1f} MB in {seconds:.1f} s")
+
+
+def show_rows(rows: Sequence[Row]) -> None:
+    """A table of results: a line per preference, a column per task."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    metrics = {row["task"]: f"{row['metric']}, {row['split']}" for row in rows}
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("preference")
+    for task in tasks:
+        table.add_column(f"{task}\n{metrics[task]}", justify="right")
+    for preference in dict.fromkeys(row["preference"] for row in rows):
+        values = {row["task"]: f"{row['value']:.4f}" for row in rows if row["preference"] == preference}
+        table.add_row(preference, *(values.get(task, "") for task in tasks))
+    Console(markup=False, emoji=False, highlight=False).print(table)

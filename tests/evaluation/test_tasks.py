@@ -1,6 +1,5 @@
 """Tasks from real file formats, prepared with real tokenizers and processors, offline."""
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -11,8 +10,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny import model, save
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor
 
 from paretomerge.demo import run as demo
@@ -22,51 +19,13 @@ from paretomerge.evaluation.labels import class_numbers
 from paretomerge.evaluation.logits import predict
 from paretomerge.evaluation.tasks import DataSpec, Task, load_task, zero_shot_head
 from paretomerge.weights.checkpoint import read_json
-
-WORDS = "red green blue a photo of the good bad film was not very cat dog sat on mat and . ?".split()
-NAMES = ["blue", "green", "red"]
-COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
-REVIEWS = [(f"the film was {'not ' * (i % 5)}{'good' if i % 2 else 'bad'}", "good" if i % 2 else "bad") for i in range(20)]
+from task_data import COLOURS, NAMES, REVIEWS, WORDS, companions, config, paint, write_csv
+from tiny import model, save
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base's folder: a word-level tokenizer with pairs, and an image processor."""
-    target = tmp_path_factory.mktemp("base")
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS])}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.normalizer = normalizers.Lowercase()
-    words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[SEP]", model_max_length=32,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-    ).save_pretrained(target)  # fmt: skip
-    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(target)
-    return target
-
-
-def config(kind: str, *names: str, **changes: object) -> dict:
-    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}} if names else {}
-    return json.loads(model(kind, **changes, **labels).config.to_json_string()) | {
-        "architectures": [type(model(kind)).__name__], **({"id2label": labels["id2label"]} if names else {})
-    }  # fmt: skip
-
-
-def paint(folder: Path, per_class: int = 4, size: tuple[int, int] = (20, 12)) -> Path:
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(per_class):
-            Image.new("RGB", size, tuple(c + i for c in colour)).save(folder / name / f"{i}.png")
-    return folder
-
-
-def write_csv(path: Path, rows: list[tuple], header: tuple[str, ...] = ("text", "label"), delimiter: str = ",") -> Path:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
-    return path
+    return companions(tmp_path_factory.mktemp("base"))
 
 
 def seen(inputs: Inputs | None) -> list[tuple]:
@@ -112,16 +71,18 @@ def test_images_without_classes_are_for_fitting_only(tmp_path: Path, folder: Pat
     assert (len(both.fit), len(both.held_out), both.split) == (4, 12, "held-out")
 
 
-def test_npz_of_the_demo_is_as_the_demo_reads_it() -> None:
-    shipped = demo.load()
-    for name, (pixels, labels) in shipped.data.items():
-        head = read_json(demo.assets() / "experts" / name / "config.json")
-        path = str(demo.assets() / "data" / f"{name}.npz")
-        task = load_task(name, path, companions=demo.assets() / "pretrained", config=head)
-        batch = task.held_out.batch(range(len(labels)))["pixel_values"]
-        assert batch.shape == pixels.shape and torch.allclose(batch, pixels, atol=1e-5)
-        assert torch.equal(task.held_out.labels, labels)
-        assert len(task.fit) > 0 and task.fit.labels is None and task.split == "held-out"
+def test_npz_of_the_demo(folder: Path) -> None:
+    """Grey 28 × 28 images for a model of one channel: (x / 255 − ½) / ½, as its preprocessor_config.json says."""
+    for file in sorted((demo.assets() / "data").glob("*.npz")):
+        head = read_json(demo.assets() / "experts" / file.stem / "config.json")
+        task = load_task(file.stem, str(file), companions=demo.assets() / "pretrained", config=head)
+        with np.load(file) as arrays:
+            pixels = (torch.from_numpy(arrays["test_images"]).float()[:, None] / 255 - 0.5) / 0.5
+            assert torch.equal(task.held_out.labels, torch.from_numpy(arrays["test_labels"]))
+            assert len(task.fit) == len(arrays["fit_images"])
+        indices = range(0, len(pixels), 7)
+        assert torch.allclose(task.held_out.batch(indices)["pixel_values"], pixels[::7], atol=1e-5)
+        assert task.fit.labels is None and task.split == "held-out"
 
 
 @pytest.mark.parametrize("cls", [ViTImageProcessor, CLIPImageProcessor])
@@ -326,7 +287,9 @@ def test_labels_that_do_not_fit(values: list, names: list | None, head: dict, me
 
 
 def made() -> Task:
-    return Task("?", "image-classification", None, TensorInputs({"pixel_values": torch.zeros(2, 1)}, torch.zeros(2)), "accuracy")
+    return Task(
+        "?", "image-classification", None, TensorInputs({"pixel_values": torch.zeros(2, 1)}, torch.zeros(2)), "accuracy"
+    )
 
 
 def test_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,7 +377,9 @@ def test_mistakes_are_told_in_one_line(name: str, tmp_path: Path, folder: Path, 
     message, options = MISTAKES[name]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as error:
-        load_task("t", DataSpec(path=str(tmp_path / name.strip()), **options), companions=folder, config=config("bert", "bad", "good"))
+        load_task(
+            "t", DataSpec(path=str(tmp_path / name.strip()), **options), companions=folder, config=config("bert", "bad", "good")
+        )
     assert str(error.value).startswith("data of task t: ") and "\n" not in str(error.value)
 
 

@@ -18,10 +18,10 @@ sixteenths = st.integers(-64, 64).map(lambda i: i / 16)  # sums of few of them a
 
 
 @st.composite
-def matrices(draw, count=st.integers(1, 4)):
+def matrices(draw):
     """A base matrix and some experts of the same shape."""
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=5))
-    stack = draw(hnp.arrays(np.float32, (1 + draw(count), *shape), elements=sixteenths))
+    stack = draw(hnp.arrays(np.float32, (1 + draw(st.integers(1, 4)), *shape), elements=sixteenths))
     base, *experts = ({"dense.weight": torch.from_numpy(a.copy())} for a in stack)
     return base, experts
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -120,6 +120,7 @@ def test_nan_does_not_hang(bad, density, monkeypatch):
     thresholds([[v]], [density])  # whatever it is: the merge reports the tensor when it gets there
 
 
+@settings(max_examples=50)
 @given(
     hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(-9, 9).map(float)),
     st.floats(0, 1),

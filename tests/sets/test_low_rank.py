@@ -4,13 +4,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from states import DTYPES, state
 
 from paretomerge.preferences import one_hot
 from paretomerge.sets.low_rank import Factors, LowRank, folded
 from paretomerge.weights.lazy import Weights
+from states import DTYPES, state
 
-SHAPES = {"attn.query.weight": (6, 5), "attn.key.weight": (3, 5), "attn.value.weight": (6, 5), "mlp.weight": (5, 7), "norm": (5,)}
+QKV = {"attn.query.weight": (6, 5), "attn.key.weight": (3, 5), "attn.value.weight": (6, 5)}
+SHAPES = {**QKV, "mlp.weight": (5, 7), "norm": (5,)}
 TASKS = ("math", "code", "chat")
 
 
@@ -21,12 +22,13 @@ def factors(name, members, rank=2, K=3, seed=0):
     def draw(*shape):
         return torch.randn(shape, generator=generator)
 
-    return {name: Factors(draw(rows, rank), draw(K, rank, rank), draw(rank, columns), tuple((m, SHAPES[m][0]) for m in members))}
+    return {
+        name: Factors(draw(rows, rank), draw(K, rank, rank), draw(rank, columns), tuple((m, SHAPES[m][0]) for m in members))
+    }
 
 
 def low_rank(dtype=torch.float32, K=3):
-    qkv = ["attn.query.weight", "attn.key.weight", "attn.value.weight"]
-    parts = factors("attn.{qkv}.weight", qkv, K=K) | factors("mlp.weight", ["mlp.weight"], rank=3, K=K, seed=1)
+    parts = factors("attn.{qkv}.weight", list(QKV), K=K) | factors("mlp.weight", ["mlp.weight"], rank=3, K=K, seed=1)
     return LowRank(TASKS[:K], Weights.of(state(0, dtype, SHAPES)), parts, {"rank": 2})
 
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from states import DTYPES, NAMES, family, opened
 
 from paretomerge.fitting.soup import soup
 from paretomerge.merges import task_arithmetic, ties
 from paretomerge.sets.soup import Soup
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.lazy import Weights
+from states import DTYPES, NAMES, family, opened
 
 STEP = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5}
 simplex = st.lists(st.floats(0.01, 1), min_size=3, max_size=3).map(lambda w: tuple(x / sum(w) for x in w))

@@ -1,9 +1,9 @@
 """Which matrices get a low-rank term, in the architectures that people merge."""
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from paretomerge.errors import UserError
 from paretomerge.sets.targets import choose_targets
 from paretomerge.weights.checkpoint import open_checkpoint
@@ -32,7 +32,9 @@ def test_attention(infos, kind, blocks):
     assert len(fused) == blocks and all(len(members) == 3 for members in fused.values())
     assert sorted(name for members in fused.values() for name, _ in members) == sorted(apart)
     # as many numbers as for one matrix of all their rows
-    whole = {name: TensorInfo((sum(rows for _, rows in m), infos[m[0][0]].shape[1]), torch.float32) for name, m in fused.items()}
+    whole = {
+        name: TensorInfo((sum(rows for _, rows in m), infos[m[0][0]].shape[1]), torch.float32) for name, m in fused.items()
+    }
     assert size(fused, infos) == size({name: ((name, info.shape[0]),) for name, info in whole.items()}, whole)
     assert size(fused, infos) < size(apart, infos)
 

@@ -4,11 +4,10 @@ import json
 import shutil
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from states import near, opened, state
 
+import tiny
 from paretomerge.errors import UserError
 from paretomerge.merges import average, task_arithmetic
 from paretomerge.weights.alignment import Options
@@ -16,6 +15,7 @@ from paretomerge.weights.checkpoint import SINGLE
 from paretomerge.weights.experts import inspect_experts, load_experts
 from paretomerge.weights.naming import from_base, prefix_between, to_base
 from paretomerge.weights.tied import tied_pairs
+from states import near, opened, state
 
 
 def findings(base, experts, level="error", **options):
@@ -257,11 +257,11 @@ def test_one_tensor_under_four_names(order):
     }
     names = [full[key] for key in order.split(",")]
     embedding = torch.randn(9, 4)
-    base = {name: embedding for name in names} | {"dense.weight": torch.randn(4, 4)}
+    base = dict.fromkeys(names, embedding) | {"dense.weight": torch.randn(4, 4)}
     pairs = tied_pairs(opened(base, [base]).base)
     assert len(pairs) == 3 and len(set(pairs.values())) == 1 and not set(pairs) & set(pairs.values())
     moved = torch.randn(9, 4)
-    expert = {name: moved for name in names} | {"dense.weight": torch.randn(4, 4)}
+    expert = dict.fromkeys(names, moved) | {"dense.weight": torch.randn(4, 4)}
     merged = average(opened(base, [expert]))
     assert all(torch.equal(merged[name], merged[names[0]]) for name in names)
     torch.testing.assert_close(merged[names[0]], moved)
@@ -320,8 +320,7 @@ def test_a_shape_that_does_not_fit(llama):
     name = "model.layers.1.mlp.up_proj.weight"
     edit(experts["b"], lambda t: t.update({name: torch.zeros(3, 5)}))
     assert findings(base, experts) == [
-        f"{experts['b'] / SINGLE}: {name}: shape [3, 5], the base has [24, 16]: "
-        f"if it is the task's head, add --heads '{name}'"
+        f"{experts['b'] / SINGLE}: {name}: shape [3, 5], the base has [24, 16]: if it is the task's head, add --heads '{name}'"
     ]
 
 

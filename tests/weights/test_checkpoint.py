@@ -76,7 +76,7 @@ def test_only_headers_are_read(tmp_path):
 
 
 def test_missing_name_is_a_key_error(llama):
-    with pytest.raises(KeyError, match="nothing.weight"):
+    with pytest.raises(KeyError, match=r"nothing\.weight"):
         open_checkpoint(llama)["nothing.weight"]
 
 
@@ -252,8 +252,10 @@ def test_a_pickled_file_is_refused_with_a_command_too(tmp_path):
     with pytest.raises(UserError) as error:
         load_experts({"x": torch.zeros(2)}, {"a": file})
     one_line(error, file)
-    run_the_command(str(error.value))
-    assert torch.equal(open_checkpoint(tmp_path / "expert.safetensors")["x"], torch.ones(2))
+    assert shlex.split(str(error.value).partition("Convert them once: ")[2])[3:] == [
+        str(tmp_path / "expert.safetensors"),
+        str(file),
+    ]
 
 
 def test_a_pickle_is_never_loaded(tmp_path):

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paretomerge import api, preferences
-from paretomerge.evaluation.accuracy import accuracy
+from paretomerge.evaluation.evaluate import measure as measure_metric
 from paretomerge.evaluation.results import Row, value
+from paretomerge.evaluation.tasks import Task
 from paretomerge.front import Front, front_of
 from paretomerge.report.plots import Point, front_figure
 from paretomerge.sets.low_rank import LowRank
-from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.experts import Experts, load_experts
 from paretomerge.weights.writing import whole_folder, write_json
 
@@ -30,15 +29,19 @@ STEPS = 8
 SHARES = {0.0: "{task}=0", 0.25: "{task}=0.25", 0.5: "priority:{task}", 0.75: "{task}=0.75", 1.0: "only:{task}"}
 """Shares of one task, the others sharing the rest, and how rows name that preference."""
 RESULTS = "demo.json"
-TA, SOUPS, PM_ATTENTION, PM_ALL = "TA 0.3", "rewarded soups", "PM, attention", "PM, all matrices"
+SEEDS = (0, 1, 2)
+FIT_STEPS = 150
+"""Of a fit on data; a real one runs 600 and more."""
+TA, SOUPS, PM_ATTENTION, PM_ALL = "TA 0.3", "soups", "PM, attention", "PM, all"
+ADA, PM_FITTED = "AdaMerging", "PM, fitted"
 
 
 @dataclass(frozen=True)
 class Demo:
-    """The shipped models, and each task's held-out images (n, 1, 28, 28) and labels (n,)."""
+    """The shipped models, and each task's inputs: some to fit on, without labels, and others held out."""
 
     experts: Experts
-    data: dict[str, tuple[Tensor, Tensor]]
+    tasks: dict[str, Task]
 
 
 def assets() -> Path:
@@ -47,18 +50,11 @@ def assets() -> Path:
 
 
 def load() -> Demo:
-    """Open the shipped experts and their held-out data."""
+    """Open the shipped experts and their data."""
     root = assets()
-    tasks = sorted(folder.name for folder in (root / "experts").iterdir())
-    experts = load_experts(root / "pretrained", {task: root / "experts" / task for task in tasks})
-    processor = read_json(root / "pretrained" / "preprocessor_config.json")
-    data = {}
-    for task in tasks:
-        with np.load(root / "data" / f"{task}.npz") as arrays:  # pickles are refused by default
-            pixels = torch.from_numpy(arrays["test_images"]).float() * processor["rescale_factor"]
-            mean, std = processor["image_mean"][0], processor["image_std"][0]
-            data[task] = ((pixels[:, None] - mean) / std, torch.from_numpy(arrays["test_labels"]).long())
-    return Demo(experts, data)
+    names = sorted(folder.name for folder in (root / "experts").iterdir())
+    experts = load_experts(root / "pretrained", {name: root / "experts" / name for name in names})
+    return Demo(experts, api.load_tasks(experts, {name: str(root / "data" / f"{name}.npz") for name in names}))
 
 
 def fronts(experts: Experts, seed: int) -> dict[str, Front]:
@@ -70,33 +66,51 @@ def fronts(experts: Experts, seed: int) -> dict[str, Front]:
     }
 
 
-def run(output: Path, *, seed: int, overwrite: bool, quiet: bool, as_json: bool) -> None:
-    """Run the demo and write the front, its picture and its numbers under ``output``."""
+def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_json: bool) -> None:
+    """Run the demo and write the front, its picture and its numbers under ``output``; with ``fit``, fit on data, too."""
     started = time.perf_counter()
 
     def say(text: str) -> None:
         if not quiet:
-            print(text, file=sys.stderr)
+            print(f"{time.perf_counter() - started:5.1f} s  {text}", file=sys.stderr)
 
     with whole_folder(output, overwrite=RESULTS if overwrite else None) as folder:
         shipped = load()
         tasks = shipped.experts.tasks
         say(f"{len(tasks)} experts of one vision transformer: {', '.join(tasks)}")
         sets = fronts(shipped.experts, seed)
-        say(f"three sets fitted after {time.perf_counter() - started:.1f} s; measuring on held-out images")
+        say("three sets made without data; measuring on held-out images")
         rows = list(measure(shipped, sets, seed))
-        figure = folder / "front.png"
-        draw(figure, rows, tasks, list(sets))
+        draw(folder / "front.png", rows, tasks, list(sets))
+        if fit:
+            rows += fitted(shipped, say)
         sets[PM_ALL].save(folder / "front")
         write_json(folder / RESULTS, {"results": rows})
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not quiet:
-        show(rows, tasks, sets)
+        show(rows, tasks, {name: front.summary()["parameters"]["added_share"] for name, front in sets.items()}, fit)
         first, second = tasks[:2]
         print(f"picture: {output / 'front.png'}    front: {output / 'front'}    {time.perf_counter() - started:.0f} s")
         print(f"next:    paretomerge pick {output / 'front'} --head {first} "
               f"-p {first}=0.7,{second}=0.3,{','.join(f'{t}=0' for t in tasks[2:])} -o my-model")  # fmt: skip
+
+
+def fitted(shipped: Demo, say: Callable[[str], None]) -> list[Row]:
+    """AdaMerging, and Pareto Merging on top of it, fitted on the unlabelled images with several seeds."""
+    rows = []
+    for seed in SEEDS:
+        for name, method in ((ADA, "adamerging"), (PM_FITTED, "pareto-merging")):
+            front = api.fit(
+                shipped.experts, method, data=shipped.tasks, hashes=False, seed=seed, steps=FIT_STEPS, batch=32, lr=2e-3,
+                objective="distill",
+            )  # fmt: skip
+            say(f"{name}: fitted with seed {seed}")
+            models = {task: front.model("equal", head=task, dtype=torch.float32) for task in shipped.tasks}
+            for task, model in models.items():
+                for spec in ("equal", f"priority:{task}", f"only:{task}"):
+                    rows.append(_row(name, spec, task, front.apply_(model, spec), shipped, seed))
+    return rows
 
 
 def measure(shipped: Demo, sets: dict[str, Front], seed: int) -> Iterator[Row]:
@@ -133,30 +147,42 @@ def wanted(tasks: tuple[str, ...]) -> Iterator[tuple[str, preferences.Preference
         yield preferences.format(gamma, tasks), gamma, tasks[:2]
 
 
-def show(rows: list[Row], tasks: tuple[str, ...], sets: dict[str, Front]) -> None:
+def show(rows: list[Row], tasks: tuple[str, ...], stores: Mapping[str, float], fit: bool) -> None:
     """The table of held-out accuracy per task."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Held-out accuracy, %. Priority and one-hot: for the task of the column.")
+    table = Table(
+        title="Held-out accuracy, %. Priority and one-hot: for the task of the column.", box=SIMPLE_HEAD, pad_edge=False
+    )
     for column in ("method", "stores", "preference", *tasks, "mean"):
         table.add_column(column, justify="left" if column in ("method", "preference") else "right")
 
-    def add(method: str, stores: str, label: str, measured: str, spec: str) -> None:
-        values = [100 * value(rows, measured, spec.format(task=task), task) for task in tasks]
-        table.add_row(method, stores, label, *(f"{v:.1f}" for v in values), f"{fmean(values):.1f}")
+    def add(method: str, stored: str, label: str, measured: str, spec: str) -> None:
+        means = [100 * value(rows, measured, spec.format(task=task), task) for task in tasks]
+        seeds = sorted({row["seed"] for row in rows if row["method"] == measured})
+        of_seed = [
+            fmean(100 * value([r for r in rows if r["seed"] == seed], measured, spec.format(task=t), t) for t in tasks)
+            for seed in seeds
+        ]
+        spread = f" ± {stdev(of_seed):.1f}" if len(seeds) > 1 else ""
+        table.add_row(method, stored, label, *(f"{mean:.1f}" for mean in means), f"{fmean(means):.1f}{spread}")
 
     for name in ("pretrained", TA):
         add(name, "1 model", "", name, "equal")
-    for name, front in sets.items():
+    if fit:
+        add(ADA, "1 model", "", ADA, "equal")
+    for name, share in [*stores.items(), *([(PM_FITTED, stores[PM_ALL])] if fit else [])]:
         table.add_section()
-        stores = f"+{front.summary()['parameters']['added_share']:.0%}"
-        add(name, stores, "equal", name, "equal")
+        add(name, f"+{share:.0%}", "equal", name, "equal")
         add("", "", "priority", name, "priority:{task}")
         add("", "", "one-hot", name, "only:{task}")
     table.add_section()
     add("experts", f"{len(tasks)} models", "", "expert", "only:{task}")
     Console().print(table)
+    if fit:
+        print(f"fitted: distilled on unlabelled images, {FIT_STEPS} steps; mean ± deviation of {len(SEEDS)} seeds")
 
 
 def draw(path: Path, rows: list[Row], tasks: tuple[str, ...], methods: list[str]) -> None:
@@ -187,5 +213,5 @@ def draw(path: Path, rows: list[Row], tasks: tuple[str, ...], methods: list[str]
 def _row(method: str, preference: str, task: str, model: nn.Module, shipped: Demo, seed: int) -> Row:
     return {
         "method": method, "preference": preference, "task": task, "metric": "accuracy",
-        "value": accuracy(model, *shipped.data[task]), "split": "held-out", "seed": seed,
+        "value": measure_metric(model, shipped.tasks[task], 256), "split": "held-out", "seed": seed,
     }  # fmt: skip

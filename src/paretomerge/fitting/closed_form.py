@@ -82,7 +82,7 @@ def pareto_merging(
     gram = torch.zeros(n_tasks, n_tasks, dtype=torch.float64)
     energy = torch.zeros(n_tasks, dtype=torch.float64)  # ‖D_k‖² over the targets
     for number, (target, members) in enumerate(chosen.items()):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         shape = (sum(rows for _, rows in members), experts.infos[members[0][0]].shape[1])
         a, cores, b, norms = tucker2(_deviations(experts, members, n_tasks * lam), n_tasks, shape, rank, sweeps, generator)
         factors[target] = Factors(a, cores.float(), b, members)
@@ -174,7 +174,7 @@ def tchebycheff_mixing(
         seed: of that sample.
     """
     n_tasks = len(gram)
-    gammas = torch.from_numpy(preferences.dirichlet(n_tasks, samples, alpha, seed))
+    gammas = torch.from_numpy(preferences.dirichlet(n_tasks, samples, alpha, seed % 2**63))
     mixing = torch.eye(n_tasks, dtype=torch.float64, requires_grad=True)  # linear scalarisation's solution
     optimizer = torch.optim.LBFGS(
         [mixing],

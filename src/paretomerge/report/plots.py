@@ -56,8 +56,8 @@ def front_figure(
         left.legend(frameon=False)
         for (method, points), style in zip(curves.items(), STYLES, strict=False):
             right.plot([x for x, _ in points], [100 * y for _, y in points], label=method, markersize=5, linewidth=1.2, **style)
-        right.set_xlabel("share of the preference that a task gets (the others share the rest)")
-        right.set_ylabel("its held-out accuracy, mean over tasks, %")
+        right.set_xlabel("share of a task (the others share the rest)")
+        right.set_ylabel("held-out accuracy on it, mean over tasks, %")
         right.set_title("what a larger share buys")
         right.legend(frameon=False)
         figure.savefig(path, dpi=150)

@@ -1,0 +1,38 @@
+"""The command line's flags that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipeFile = Annotated[
+    Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (YAML) instead of, or completed by, the options below.")
+]
+Base = Annotated[str | None, typer.Option("--base", help="The pretrained model: folder, .safetensors file or hub name.")]
+ExpertPaths = Annotated[
+    list[str] | None, typer.Option("--expert", metavar="NAME=PATH", help="A model fine-tuned from the base, or a LoRA adapter.")
+]
+Method = Annotated[str | None, typer.Option("--method", "-m", help="The method; see paretomerge methods.")]
+OptionValues = Annotated[
+    list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the method, e.g. density=0.2.")
+]
+On = Annotated[str | None, typer.Option("--on", help="The merge at equal preference (default: task_arithmetic).")]
+OnOptions = Annotated[list[str] | None, typer.Option("--on-option", metavar="NAME=VALUE", help="An option of that merge.")]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="Store as float32, bfloat16, float16 … (default: as the base).")]
+ShardSize = Annotated[str | None, typer.Option("--shard-size", help="Largest file, e.g. 5GB.")]
+Vocab = Annotated[str | None, typer.Option("--vocab", help="error, or common: merge the tokens that all have.")]
+Missing = Annotated[str | None, typer.Option("--missing", help="error, or base: what an expert lacks is unchanged.")]
+Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Tensors to keep as in the base.")]
+Heads = Annotated[list[str] | None, typer.Option("--heads", metavar="GLOB", help="Tensors that stay with each task.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that paretomerge wrote.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+HeadOf = Annotated[str | None, typer.Option("--head", metavar="TASK", help="Write that task's model, with its own head.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option("--data", metavar="NAME=PATH", help="A task's inputs: fit on them (images, CSV, JSONL, text, npz, data set)."),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]

@@ -1,0 +1,176 @@
+"""A front's folder may come from anywhere: whatever is in it, it opens and works, or one line says what is wrong."""
+
+import contextlib
+import copy
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from paretomerge import fit, load_experts, load_front
+from paretomerge.errors import UserError
+from paretomerge.evaluation.queries import knee, record
+from paretomerge.export.card import model_card
+from paretomerge.front import FACTS, TENSORS
+
+NUMBERS = (True, -1, 5, 10**30, 0.5, float("nan"), float("inf"))
+TEXTS = ("", "x", "../x", "/etc", "a/b", "\0", "é" * 300)
+OTHERS = (None, [], [[]], ["a", "a"], {}, {"x": {}}, {"a": None}, {"../../x": {"prefix": "", "lacks": []}})
+MEASURED = [("equal", "a", 0.7), ("equal", "b", 0.8), ("only:a", "a", 0.9), ("only:a", "b", 0.2), ("a=1,b=3", "a", 0.5),
+            ("a=1,b=3", "b", 0.85)]  # fmt: skip
+WRONG = (*NUMBERS, *TEXTS, *OTHERS)
+
+
+@pytest.fixture(scope="module")
+def fronts(zoo, tmp_path_factory) -> Path:
+    """A front of each method, with heads and measured metrics."""
+    family, folder = zoo("vit"), tmp_path_factory.mktemp("fronts")
+    experts = load_experts(family / "base", {"a": family / "a", "b": family / "b"})
+    fit(experts, rank=2, fuse_qkv=True, on="ties").save(folder / "pareto-merging")
+    fit(experts, "soup").save(folder / "soup")
+    for method in ("pareto-merging", "soup"):
+        row = {"method": method, "metric": "accuracy", "split": "held-out", "seed": 0}
+        rows = [{**row, "preference": p, "task": t, "value": v} for p, t, v in MEASURED]
+        record(folder / method, rows)
+    return folder
+
+
+@pytest.fixture(params=["pareto-merging", "soup"])
+def front(request, fronts, tmp_path) -> Path:
+    return Path(shutil.copytree(fronts / request.param, tmp_path / "front"))
+
+
+def use(folder: Path) -> None:
+    """Everything that reads what is in the folder."""
+    front = load_front(folder)
+    json.dumps(front.summary())
+    with contextlib.suppress(UserError):  # what is measured may not suffice
+        knee(front.measured, front.tasks)
+    gamma = dict.fromkeys(front.tasks, 1.0) | {front.tasks[0]: 3.0}
+    for head in (None, *front.heads):
+        weights = front.at(gamma, head=head)
+        for name in weights:
+            assert weights[name].shape == weights.infos[name].shape
+    model_card({**front.provenance(gamma), "kind": "front"})
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        use(folder)
+    line = str(error.value)
+    assert "\n" not in line and len(line) < 1000
+    return line
+
+
+def places(value, path=()):
+    """Every place in a JSON document."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from places(inner, (*path, key))
+
+
+def test_a_whole_front_works(front):
+    use(front)
+
+
+def test_any_wrong_value_anywhere(front):
+    """Values of WRONG in each place of pareto_set.json (deep down only some of them), and each place left out."""
+    rng = random.Random(0)
+    facts = json.loads((front / FACTS).read_text())
+    refused = 0
+    everywhere = [path for path in places(facts) if path]
+    for path in everywhere:
+        for wrong in ("left out", *(WRONG if len(path) < 3 else rng.sample(WRONG, 6))):
+            damaged = copy.deepcopy(facts)
+            inner = damaged
+            for key in path[:-1]:
+                inner = inner[key]
+            if wrong == "left out":
+                del inner[path[-1]]
+            else:
+                inner[path[-1]] = wrong
+            (front / FACTS).write_text(json.dumps(damaged))
+            try:
+                load_front(front).summary()
+            except UserError as error:
+                assert "\n" not in str(error), path
+                refused += 1
+            else:
+                if path[0] in ("method", "tasks", "set", "heads", "measured"):
+                    use(front)
+    assert refused > 2 * len(everywhere)
+
+
+@pytest.mark.parametrize(
+    "name", [FACTS, TENSORS, "model.safetensors", "config.json", "heads/a/head.safetensors", "heads/b/config.json"]
+)
+def test_a_file_that_ends_early_or_is_missing(front, name):
+    whole = (front / name).read_bytes()
+    rng = random.Random(0)
+    for length in {0, 1, 9, len(whole) // 2, len(whole) - 3, *(rng.randrange(len(whole) - 2) for _ in range(12))}:
+        (front / name).write_bytes(whole[:length])
+        assert str(front / name) in refusal(front)
+    (front / name).unlink()
+    if name != "config.json":  # a plain .safetensors file has none either
+        refusal(front)
+    (front / name).write_bytes(b"\xff" + whole)
+    refusal(front)
+
+
+def test_tensors_that_do_not_fit(front):
+    tensors = load_file(front / TENSORS)
+    for name in list(tensors)[:3]:
+        for changed in (tensors[name][:-1], tensors[name][..., :-1], tensors[name].flatten(), torch.zeros(()), None):
+            kept = {other: tensor for other, tensor in tensors.items() if other != name}
+            save_file(kept if changed is None else kept | {name: changed.contiguous()}, front / TENSORS)
+            if changed is None and "task_vectors" in name:
+                use(front)  # a soup of fewer tensors is a soup
+            else:
+                assert refusal(front).startswith(f"{front / FACTS}: damaged (")
+
+
+def test_another_base_under_the_set(front, zoo):
+    shutil.copyfile(zoo("llama") / "base" / "model.safetensors", front / "model.safetensors")
+    assert "damaged (" in refusal(front)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1], "9" * 1000])
+def test_another_format(front, version):
+    facts = json.loads((front / FACTS).read_text())
+    (front / FACTS).write_text(json.dumps(facts | {"format": version, "tasks": "unheard of"}))
+    line = refusal(front)
+    assert line.startswith(f"{front / FACTS}: format ") and line.endswith("this version reads 1: update paretomerge")
+
+
+@pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", ".a", "a\\b", "", " a", "a\n", "a=b", "a,b", "a:b", "\0"])
+def test_task_names_are_no_paths(front, name):
+    facts = json.loads((front / FACTS).read_text())
+    facts["tasks"][0] = name
+    facts["heads"][name] = facts["heads"].pop("a")
+    (front / FACTS).write_text(json.dumps(facts))
+    assert "is no name for a task" in refusal(front)
+
+
+def test_a_head_of_no_task(front):
+    facts = json.loads((front / FACTS).read_text())
+    facts["heads"]["c"] = facts["heads"]["a"]
+    (front / FACTS).write_text(json.dumps(facts))
+    assert "every head must be that of a task" in refusal(front)
+
+
+def test_the_command_line_says_it_in_one_line(cli, front):
+    (front / FACTS).write_text('{"format": 1, "method": "soup", "tasks": "ab"}')
+    for words in (
+        ["info", front],
+        ["pick", front, "-p", "equal", "-o", "x"],
+        ["pick", front, "-p", "equal", "--lora", "-o", "x"],
+    ):
+        assert cli.refuses(*words) == (f"{front / FACTS}: damaged (tasks: Input should be a valid list): fit the front again")
+    shutil.rmtree(front / "heads")
+    (front / FACTS).write_text("[]")
+    assert cli.refuses("info", front) == f"{front / FACTS}: a JSON object is expected, not list"
