@@ -1,6 +1,6 @@
 """Pareto Merging's toy problem (Chen & Kwok 2025, app. A, fig. 3): a whole front from one 2 × 2 matrix and one fit.
 
-    python examples/toy_front.py --out toy.png                  # about 15 seconds
+    python examples/toy_front.py --out toy.png                  # a few seconds
     python examples/toy_front.py --out toy.png --alpha 1        # preferences drawn evenly: the ends are not reached
 
 Two losses of x = the row sums of X pull to (±7, −8.4). X₁ and X₂ minimise one each; what merging would make of them is their
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from paretomerge.fitting.learned import Learned, Target
 from paretomerge.fitting.loop import Part, Settings, fit_
 
-STEPS = 3000
+STEPS = 2000
 
 
 def losses(X: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def minimum(task: int, start: Tensor) -> Tensor:
     """X_k: one loss alone, minimised by plain Adam, as fine-tuning would."""
     X = nn.Parameter(start.clone())
     optimizer = torch.optim.Adam([X], lr=0.05)
-    for _ in range(1000):
+    for _ in range(500):
         optimizer.zero_grad()
         losses(X)[task].backward()
         optimizer.step()
@@ -74,7 +74,7 @@ def non_dominated(points: Tensor) -> Tensor:
     return ~(no_worse & better).any(0)
 
 
-def exact_front(points: int = 2001) -> Tensor:
+def exact_front(points: int = 1201) -> Tensor:
     """The front by brute force over a grid of x, in order: (n, 2)."""
     x1, x2 = torch.meshgrid(torch.linspace(-12, 12, points), torch.linspace(-12, 12, points), indexing="ij")
     every = losses(torch.stack([x1, x2], -1).flatten(0, 1)[:, :, None])
@@ -95,7 +95,7 @@ def figure(path: Path, front: Tensor, marks: dict[str, Tensor], exact: Tensor, s
         dots = axes.scatter(*front.T, c=shares, cmap="viridis", s=40, edgecolors="white", linewidths=0.7, zorder=3,
                             label=f"one fit, {len(front)} preferences")  # fmt: skip
         for name, point in marks.items():
-            axes.plot(*point, "D", color="#D55E00", markersize=8, markeredgecolor="white", zorder=2.5)
+            axes.plot(*point, "D", color="#D55E00", markersize=11, markeredgecolor="white", zorder=2.5)
             axes.annotate(name, tuple(point.tolist()), (8, 8), textcoords="offset points", color="#D55E00")
         axes.set(xlabel="$L_1$", ylabel="$L_2$", title=title, aspect="equal")
         axes.set_xticks(range(-20, 1, 5))

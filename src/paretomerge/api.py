@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel
 
 from paretomerge.errors import UserError
 from paretomerge.export.heads import heads_of
@@ -96,7 +98,7 @@ def load_tasks(
         of: the experts to be fitted, or the front to be measured.
         data: task -> where its inputs are, or a task that is ready.
         keep_labels: let the fit see labels.
-        seed: of the split into inputs to fit on and inputs held out, where the data have none.
+        seed: of the choice among more inputs than are wanted.
 
     Raises:
         UserError: data for an unknown task, or data that cannot be read.
@@ -117,6 +119,9 @@ def load_tasks(
             tasks[name] = spec
             continue
         tasks[name] = load_task(name, spec, companions=companions, config=config, keep_labels=keep_labels, seed=seed)
+        if isinstance(of, Front) and of.pareto_set.settings.get("data", {}).get(name, {}).get("split") == "transductive":
+            # the fit saw the inputs that are measured on: whoever measures must say so, too
+            tasks[name] = replace(tasks[name], split="transductive")
     return tasks
 
 
@@ -140,9 +145,20 @@ def _fit_on_data(
             run.say(f"{task.name}: {line}")
     pareto_set = function(experts, tasks, folder=run.folder, resume=run.resume, report=run.report, say=run.say, **settings)
     pareto_set.settings["preset"] = preset
-    paths = {name: spec if isinstance(spec, str) else getattr(spec, "path", "given in Python") for name, spec in data.items()}
-    pareto_set.settings["data"] = paths
+    pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     return front_of(pareto_set, experts, hashes=hashes)
+
+
+def _described(spec: Task | DataSpec | str, task: Task) -> dict[str, Any]:
+    """What a front remembers of the inputs it was fitted on."""
+    facts = (
+        spec.model_dump(exclude_defaults=True)
+        if isinstance(spec, BaseModel)
+        else {"path": str(spec)}
+        if isinstance(spec, str)
+        else {}
+    )
+    return {**facts, "split": task.split}
 
 
 def _named(name: str, known: dict[str, Any], what: str) -> Any:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from paretomerge.errors import UserError
+from paretomerge.errors import Stopped, UserError
 from paretomerge.flags import (
     Base,
     Data,
@@ -434,6 +434,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = app(standalone_mode=False)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(_STOPPED)
     except UserError as error:
         _fail(str(error))
     except (KeyboardInterrupt, EOFError, typer.Abort):

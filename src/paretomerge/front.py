@@ -140,13 +140,13 @@ class Front:
         since = self._applied.get(model)
         parameters = dict(model.named_parameters())
         names = live_names(self.pareto_set.varying, model)
-        weights = self.pareto_set.at(preference)
+        weights = {dtype: self.pareto_set.at(preference, dtype) for dtype in {p.dtype for p in parameters.values()}}
         for name in self.pareto_set.varying:
             parameter = parameters.get(names.get(name, ""))
             if parameter is None:
                 raise UserError(f"the model has no parameter {name} of that shape: build it with front.model")
             if since is None or parameter.dtype.itemsize < 4:
-                parameter.copy_(weights[name])
+                parameter.copy_(weights[parameter.dtype][name])
             else:
                 self.pareto_set.shift_(name, parameter, gamma, since)
         self._applied[model] = gamma

@@ -2,12 +2,14 @@
 
 import io
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers as hf
+import yaml
 from safetensors.torch import load_file, save_file
 
 import tiny
@@ -330,6 +332,24 @@ def test_a_soup_at_one_hot_is_the_expert(cli, zoo):
     assert all(apart(picked[name], expert[name]) < 1e-6 for name in expert)
 
 
+def test_tensors_of_the_base_that_stay_with_each_task(cli, zoo):
+    """--heads: an expert keeps its own though the base has one of that name."""
+    cli("fit", *zoo.flags("llama"), "--heads", "lm_head.*", "-o", "front")
+    cli("pick", "front", "-p", "only:b", "--head", "a", "-o", "a")
+    cli("pick", "front", "-p", "only:b", "-o", "shared")
+    base, expert = (open_checkpoint(zoo("llama") / name)["lm_head.weight"] for name in ("base", "a"))
+    assert torch.equal(open_checkpoint("a")["lm_head.weight"], expert)
+    assert torch.equal(open_checkpoint("shared")["lm_head.weight"], base)
+
+
+@pytest.mark.parametrize("method", ["pareto-merging", "soup"])
+def test_a_front_of_one_task_has_one_model(cli, zoo, method):
+    cli("fit", *zoo.flags("llama", "a"), "-m", method, "-o", "front")
+    for preference in ("equal", "only:a", "priority:a", "a=7"):
+        cli("pick", "front", "-p", preference, "-o", "model", "--overwrite")
+        assert (cli.here / "model/model.safetensors").read_bytes() == (cli.here / "front/model.safetensors").read_bytes()
+
+
 def test_tokenizers_and_other_companions_travel(cli, zoo, tmp_path):
     family = zoo("llama")
     base = tmp_path / "base"
@@ -345,6 +365,28 @@ def test_tokenizers_and_other_companions_travel(cli, zoo, tmp_path):
     carried = {name: value for name, value in contents(base).items() if name not in ("config.json", "model.safetensors")}
     for folder in ("merged", "front", "picked"):
         assert carried.items() <= contents(cli.here / folder).items()
+
+
+def test_model_cards(cli, zoo, tmp_path, monkeypatch):
+    """Metadata that the hub reads, whatever the paths look like, and a command that runs."""
+    odd = tmp_path / "it's: 70 % #1"
+    odd.symlink_to(zoo("llama"))
+    words = ["--base", odd / "base", "--expert", f"my math={odd / 'a'}", "--expert", f"b={odd / 'b'}"]
+    cli("fit", *words, "--option", "targets=*.mlp.*", "-o", "front")
+    cli("pick", "front", "-p", "my math=2,b=1", "-o", "model")
+    for folder in ("front", "model"):
+        _, metadata, card = (cli.here / folder / "README.md").read_text().split("---\n", 2)
+        facts = yaml.safe_load(metadata)
+        assert facts["base_model"] == [str(odd / name) for name in ("base", "a", "b")]
+        assert facts["library_name"] == "transformers" and "| targets | `*.mlp.*` |" in card
+        if folder == "model":
+            assert "Preference: my math 66.7%, b 33.3%." in card
+            continue
+        command = shlex.split(next(line for line in card.splitlines() if line.startswith("paretomerge ")))
+        monkeypatch.chdir(cli.here / folder)
+        cli(*command[1:])
+        assert open_checkpoint("model").keys() == open_checkpoint(".").keys()
+        monkeypatch.chdir(cli.here)
 
 
 # -- what is printed, and what is replaced

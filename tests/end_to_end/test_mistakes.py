@@ -6,12 +6,13 @@ import signal
 import subprocess
 import time
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import tiny
-from commands import PROGRAM, contents, program
+from commands import PROGRAM, contents
 from paretomerge.merges import MERGES
 
 FITS = (("fit",), ("fit", "--option", "targets=all"), ("fit", "-m", "soup"), ("fit", "--on", "ties"),
@@ -142,6 +143,25 @@ def test_a_model_that_transformers_does_not_know(cli, zoo):
         cli.refuses("pick", "front", "-p", "only:a", "--lora", "-o", "x")
 
 
+def test_a_head_that_came_without_a_configuration(cli, zoo, tmp_path):
+    """With a LoRA adapter, which says nothing of the class that it was trained on."""
+    for seed, task in enumerate("ab"):
+        model = tiny.model("bert", seed)
+        lora = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"], init_lora_weights=False)
+        peft.get_peft_model(model, lora).save_pretrained(tmp_path / task)
+    words = [
+        "--base",
+        zoo("bert") / "base",
+        *(w for t in "ab" for w in ("--expert", f"{t}={tmp_path / t}")),
+        "--heads",
+        "classifier*",
+    ]
+    line = "the head of task a came without a config.json (with a LoRA adapter): leave --head out"
+    assert cli.refuses("merge", *words, "--head", "a", "-o", "x", "--quiet") == line
+    cli("fit", *words, "-o", "front")
+    assert cli.refuses("pick", "front", "-p", "only:a", "--head", "a", "-o", "x") == line
+
+
 # -- files
 
 
@@ -209,10 +229,9 @@ def test_places_that_cannot_be_written(cli, zoo, front, command):
     cli.refuses(*words, "-o", "link", "--overwrite")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission(cli, zoo):
-    (cli.here / "closed").mkdir(mode=0o500)
-    assert "may not be written to" in cli.refuses("merge", *zoo.flags("llama"), "-o", "closed/out")
+def test_a_folder_without_permission(cli, zoo, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root, who runs tests in containers, may write anywhere
+    assert cli.refuses("merge", *zoo.flags("llama"), "-o", "out") == f"out: cannot be written: {cli.here} may not be written to"
 
 
 def test_a_full_disk(tmp_path):
@@ -257,10 +276,3 @@ def test_a_reader_that_leaves():
     with subprocess.Popen([PROGRAM, "methods", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert "Traceback" not in process.stderr.read()
-
-
-def test_a_mistake_at_the_real_entry_point(zoo, tmp_path):
-    done = program("merge", *zoo.flags("llama"), "-o", tmp_path / "out", "-m", "ties", "--option", "densty=0.2")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ties: unknown option 'densty'") and done.stderr.count("\n") == 1
-    assert list(tmp_path.iterdir()) == []

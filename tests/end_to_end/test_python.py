@@ -128,6 +128,16 @@ def test_narrow_weights_are_set_anew_and_exact(zoo, dtype):
         assert all(torch.equal(model.state_dict()[name], weights[name]) for name in weights)
 
 
+def test_a_model_wider_than_the_front_gets_what_at_gives(zoo, tmp_path):
+    """Not θ(γ) as rounded for the front's own dtype."""
+    fit(experts_of(zoo, "llama").stored_as(torch.bfloat16), rank=4).save(tmp_path / "front")
+    front = load_front(tmp_path / "front")
+    model = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "front", dtype=torch.float32)
+    front.apply_(model, "only:a")
+    weights = front.at("only:a", torch.float32)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
 def test_apply_to_a_model_that_was_loaded_elsewhere(zoo, tmp_path):
     """The front's folder loaded with transformers, its backbone only, or one whose weights someone moved."""
     for kind in ("llama", "vit"):

@@ -273,3 +273,27 @@ def test_a_convolution_is_refused(tmp_path):
     base, folder, _ = adapted("resnet", tmp_path, {"target_modules": ["convolution"]}, {})
     message = refusal(base, folder)
     assert "convolution" in message and "merge_and_unload" in message
+
+
+def test_an_adapter_with_a_smaller_vocabulary(tmp_path):
+    base = tiny.save(tiny.model("llama"), tmp_path / "base")
+    net = tiny.model("llama")
+    net.resize_token_embeddings(37)
+    net = peft.get_peft_model(net, peft.LoraConfig(target_modules=["embed_tokens"], init_lora_weights=False, r=2))
+    net.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    factors = open_adapter(tmp_path / "adapter").factors["model.embed_tokens.weight"]
+    assert factors.shape == (37, 16)
+    v = load_experts(base, {"a": tmp_path / "adapter"}, vocab="common").task_vectors("model.embed_tokens.weight")[0]
+    torch.testing.assert_close(v[:37], factors.scale * factors.down @ factors.up)
+    assert v[37:].abs().max() == 0
+
+
+@pytest.mark.parametrize("shards", ["8KB", "1GB"])
+def test_a_full_model_beside_its_adapter_is_the_model(tmp_path, shards):
+    from paretomerge.weights.adapter import is_adapter
+
+    base, folder, _ = adapted("llama", tmp_path, {"target_modules": LLAMA}, {})
+    assert is_adapter(folder)
+    tiny.save(tiny.perturb(tiny.model("llama"), 1), folder, max_shard_size=shards)
+    assert not is_adapter(folder)
+    assert len(load_experts(base, {"a": folder}).merged) == 21

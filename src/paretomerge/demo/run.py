@@ -24,9 +24,9 @@ from paretomerge.sets.low_rank import LowRank
 from paretomerge.weights.experts import Experts, load_experts
 from paretomerge.weights.writing import whole_folder, write_json
 
-STEPS = 8
-"""Preferences between two tasks: γ = 0, 1/8, …, 1."""
-SHARES = {0.0: "{task}=0", 0.25: "{task}=0.25", 0.5: "priority:{task}", 0.75: "{task}=0.75", 1.0: "only:{task}"}
+STEPS = 6
+"""Preferences between two tasks: γ = 0, 1/6, …, 1."""
+SHARES = {0.0: "{task}=0", 0.25: "equal", 0.5: "priority:{task}", 0.75: "{task}=0.75", 1.0: "only:{task}"}
 """Shares of one task, the others sharing the rest, and how rows name that preference."""
 RESULTS = "demo.json"
 SEEDS = (0, 1, 2)
@@ -140,6 +140,8 @@ def wanted(tasks: tuple[str, ...]) -> Iterator[tuple[str, preferences.Preference
     yield "equal", preferences.equal(n_tasks), tasks
     for k, task in enumerate(tasks):
         for share, spec in SHARES.items():
+            if spec == "equal":  # of four tasks: measured already
+                continue
             others = (1 - share) / (n_tasks - 1)
             yield spec.format(task=task), tuple(share if j == k else others for j in range(n_tasks)), [task]
     for step in range(STEPS + 1):
@@ -156,8 +158,8 @@ def show(rows: list[Row], tasks: tuple[str, ...], stores: Mapping[str, float], f
     table = Table(
         title="Held-out accuracy, %. Priority and one-hot: for the task of the column.", box=SIMPLE_HEAD, pad_edge=False
     )
-    for column in ("method", "stores", "preference", *tasks, "mean"):
-        table.add_column(column, justify="left" if column in ("method", "preference") else "right")
+    for column in ("method", "stores", "", *tasks, "mean"):
+        table.add_column(column, justify="left" if column in ("method", "") else "right", no_wrap=True)
 
     def add(method: str, stored: str, label: str, measured: str, spec: str) -> None:
         means = [100 * value(rows, measured, spec.format(task=task), task) for task in tasks]

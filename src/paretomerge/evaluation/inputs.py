@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,7 +96,8 @@ class ImageInputs:
         wanted = dict.fromkeys(int(i) for i in indices if int(i) not in self._kept)
         fresh: dict[int, Tensor] = {}
         if wanted:
-            arrays = [self._read(i) for i in wanted]
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1, len(wanted))) as pool:  # decoding leaves Python's lock
+                arrays = list(pool.map(self._read, wanted))
             pixels = self._processor(arrays, return_tensors=None, **self._options)["pixel_values"]
             fresh = {i: torch.from_numpy(np.ascontiguousarray(p)).float() for i, p in zip(wanted, pixels, strict=True)}
         images = [fresh[i] if i in fresh else self._kept[i] for i in map(int, indices)]
@@ -168,10 +171,8 @@ class TextInputs:
         chosen = torch.as_tensor(indices, dtype=torch.long)
         lengths, starts = self._lengths[chosen], (self._ends - self._lengths)[chosen]
         mask = torch.arange(self._width or int(lengths.max())) < lengths[:, None]
+        places = torch.where(mask, starts[:, None] + torch.arange(mask.shape[1]), 0)
         padded = {"attention_mask": mask.long()} if self._masked else {}
         for name, flat in self._flat.items():
-            rows = torch.full(mask.shape, self._pad.get(name, 0), dtype=torch.long)
-            for row, start, length in zip(rows, starts.tolist(), lengths.tolist(), strict=True):
-                row[:length] = flat[start : start + length]
-            padded[name] = rows
+            padded[name] = torch.where(mask, flat[places].long(), self._pad.get(name, 0))
         return padded

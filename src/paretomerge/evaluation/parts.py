@@ -49,7 +49,7 @@ def choose(
         spec: what the user wants.
         labelled: whether a split can be measured on.
         ready: turns a split that is used into examples.
-        seed: of the halves and the limits.
+        seed: of the limits.
         say: is told what was found.
 
     Raises:
@@ -75,8 +75,8 @@ def choose(
         split = ready(split)
         if len(split) < 2:
             raise UserError(f"{split.where}: one example is too few to fit and to measure")
-        say(f"{split.where} has nothing set apart: one half by chance (seed {seed}) to fit on, the other to measure on")
-        order = np.random.default_rng([seed, 0]).permutation(len(split))
+        say(f"{split.where} has nothing set apart: one half by chance (always the same) to fit on, the other to measure on")
+        order = np.random.default_rng(0).permutation(len(split))  # whatever the seed: an evaluation meets the fit's halves
         middle = len(split) // 2
         return Parts(
             Part(split, _limited(order[:middle], spec.limit_fit, seed, 2)),

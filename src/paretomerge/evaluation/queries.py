@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
@@ -126,10 +127,13 @@ class _Point(NamedTuple):
 def _points(
     rows: Iterable[Row], tasks: Sequence[str], needed: Sequence[str]
 ) -> tuple[dict[str, int], dict[tuple[float, ...], _Point]]:
-    """+1 or −1 for each needed task, and γ -> its values: means over seeds; of held-out rows alone, where there are any."""
+    """+1 or −1 for each needed task, and γ -> its values: means over seeds; of held-out rows alone, where there are any.
+
+    A number that is not finite counts as not measured.
+    """
     if unknown := [task for task in needed if task not in tasks]:
         raise UserError(f"no task is called {unknown[0]!r} (tasks: {', '.join(tasks)})")
-    rows = [row for row in rows if row["task"] in needed]
+    rows = [row for row in rows if row["task"] in needed and math.isfinite(row["value"])]
     if len(methods := {row["method"] for row in rows}) > 1:
         raise UserError(f"rows of several methods: {', '.join(sorted(methods))}: ask about one")
     signs: dict[str, int] = {}

@@ -61,8 +61,8 @@ def load_task(
     """Find, split and prepare a task's data.
 
     Measured on are the inputs of ``evaluate``, or the first of ``test`` and ``validation`` that has labels; fitted on are
-    those of ``fit``, or the split ``train``. Labelled data in one piece are cut in two halves by chance. Where the user
-    names the same inputs for both, or sets ``transductive``, the task is transductive, and so are its rows.
+    those of ``fit``, or the split ``train``. Labelled data in one piece are cut in two halves by chance, the same ones for
+    any seed. Where the user names the same inputs for both, or sets ``transductive``, the task and its rows are transductive.
 
     Args:
         name: the task's.
@@ -70,7 +70,7 @@ def load_task(
         companions: the folder with the tokenizer or the image processor.
         config: config.json of the task's model: its class tells the kind of task, its ``id2label`` the classes' order.
         keep_labels: the fit inputs keep their labels, for cross-entropy.
-        seed: of the halves and the limits.
+        seed: of the limits: which inputs ``limit_fit`` and ``limit_evaluate`` leave.
 
     Raises:
         UserError: one line, when data, columns, labels, processor or model do not fit together.

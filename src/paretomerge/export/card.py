@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +16,8 @@ def model_card(provenance: Mapping[str, Any]) -> str:
     named = [str(path) for path in [base, *experts.values()] if path]
     front_matter = ["---", "library_name: transformers", "tags:", "- merge", "- paretomerge"]
     if named:
-        front_matter += ["base_model:", *(f"- {path}" for path in named)]
-    lines = [*front_matter, "---", "", f"# A {provenance.get('method', 'merged')} model made by paretomerge", ""]
+        front_matter += ["base_model:", *(f"- {json.dumps(path, ensure_ascii=False)}" for path in named)]
+    lines = [*front_matter, "---", "", f"# Merged by paretomerge: {provenance.get('method')}", ""]
     if preference := provenance.get("preference"):
         shares = ", ".join(f"{task} {share:.1%}" for task, share in preference.items())
         lines += [f"Preference: {shares}.", ""]
@@ -23,10 +25,10 @@ def model_card(provenance: Mapping[str, Any]) -> str:
         preference = ",".join(f"{task}={2 if place == 0 else 1}" for place, task in enumerate(experts))
         lines += [
             "This folder is the model at equal preference, and holds what is needed for any other:",
-            "", "```sh", f"paretomerge pick . --preference {preference} --output model", "```", "",
+            "", "```sh", f"paretomerge pick . --preference {shlex.quote(preference)} --output model", "```", "",
         ]  # fmt: skip
     lines += ["| | |", "|---|---|", f"| base | `{base}` |"]
     lines += [f"| expert **{task}** | `{path}` |" for task, path in experts.items()]
     settings = provenance.get("settings", {})
-    lines += [f"| {name} | {value} |" for name, value in settings.items() if name != "lambda"]  # that one is a long list
+    lines += [f"| {name} | `{value}` |" for name, value in settings.items() if name != "lambda"]  # that one is a long list
     return "\n".join(lines) + "\n"

@@ -29,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from paretomerge.errors import UserError
+from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.scalarization import scalarization
 from paretomerge.preferences import dirichlet
@@ -39,11 +39,12 @@ from paretomerge.weights.writing import write_json, write_safetensors
 
 
 class Part(NamedTuple):
-    """One micro-batch of a task's loss: its share of the mean, still with its graph, and what to watch."""
+    """One micro-batch of a task's loss, still with its graph, and its share of the mean."""
 
     loss: Tensor
     share: float
     watched: Mapping[str, float]
+    """What to keep an eye on, of the batch up to here."""
 
 
 Losses = Callable[[int, int], Iterable[Part]]
@@ -76,9 +77,16 @@ class Settings:
     patience: int = 0
     """Stop when the held-out objective has not improved at so many checkpoints, and keep the best (0: never)."""
 
-
-class Stopped(UserError):
-    """A fit was asked to stop (Ctrl-C, SIGTERM); its state is saved."""
+    def __post_init__(self) -> None:
+        for name in ("lr", "alpha", "mu", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name} must be positive")
+        for name in ("steps", "equal_every", "beta", "skip_below", "clip", "patience"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must not be negative")
+        if self.schedule not in ("cosine", "constant"):
+            raise UserError(f"schedule {self.schedule!r}: choose cosine or constant")
+        scalarization(self.scalarization)
 
 
 def fit_(
@@ -109,10 +117,10 @@ def fit_(
         report: called after each step.
 
     Raises:
-        Stopped: SIGINT or SIGTERM came; the state is saved in ``folder``.
-        UserError: nothing to resume, or a run with other settings.
+        Stopped: SIGINT or SIGTERM came (to any process); the state is saved in ``folder``.
+        UserError: nothing to resume, or a run with other settings; an objective that is not finite.
     """
-    n_tasks = learned.n_tasks
+    n_tasks, device = learned.n_tasks, learned.phi.device
     weigh = scalarization(settings.scalarization, settings.mu)
     phi = nn.Parameter(learned.phi, requires_grad=True)  # the same storage: learned's views follow the optimiser
     optimizer = torch.optim.Adam([phi], lr=settings.lr, betas=(0.9, 0.999))
@@ -135,20 +143,24 @@ def fit_(
             chosen, factors = tasks_of_step(gamma, step, settings)
             learned.build_(weights, gamma)
             values = torch.full((n_tasks,), math.nan, dtype=torch.float64)
-            jacobian = torch.zeros(n_tasks, learned.phi.numel(), dtype=learned.phi.dtype, device=learned.phi.device)
-            watched: dict[int, dict[str, float]] = {}
+            jacobian = torch.zeros(n_tasks, learned.phi.numel(), dtype=learned.phi.dtype, device=device)
+            watched: dict[int, Mapping[str, float]] = {}
             for k in chosen:
                 values[k] = 0.0
                 for part in losses(k, seed_of(settings.seed, step, 3 + k)):
                     (part.loss * part.share).backward()
                     values[k] += float(part.loss.detach()) * part.share
-                    for name, number in part.watched.items():
-                        seen = watched.setdefault(k, {})
-                        seen[name] = seen.get(name, 0.0) + number * part.share
+                    watched[k] = part.watched
                 jacobian[k] = learned.pull_back({name: p.grad for name, p in weights.items()}, gamma)
                 for parameter in weights.values():
                     parameter.grad = None
-            _average(jacobian, values, chosen)
+            jacobian = _summed(jacobian, device)
+            values[chosen] = _summed(values.nan_to_num(0.0), device)[chosen]
+            if not jacobian.isfinite().all():
+                k = int((~jacobian.isfinite()).any(1).nonzero()[0])
+                raise UserError(
+                    f"step {step + 1}: the gradient of task {k + 1} of {n_tasks} is not finite: try a smaller lr, or clip"
+                )
             step_weights = weigh(values, gamma, jacobian) * factors
             gradient = step_weights.to(jacobian) @ jacobian
             if settings.beta:
@@ -164,7 +176,7 @@ def fit_(
                 "steps": settings.steps,
                 "gamma": gamma.tolist(),
                 "losses": {str(k): float(values[k]) for k in chosen},
-                "watched": {str(k): each for k, each in watched.items()},
+                "watched": {str(k): dict(each) for k, each in watched.items()},
                 "lr": optimizer.param_groups[0]["lr"],
             }
             if run:
@@ -172,17 +184,18 @@ def fit_(
             if report:
                 report(step + 1, logged)
             done = step + 1
-            if held_out and settings.patience and done % settings.checkpoint_every == 0:
+            checkpoint = done % settings.checkpoint_every == 0 or done == settings.steps
+            if held_out and settings.patience and checkpoint:
                 learned.build_(weights, torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64))
-                value = held_out()
+                value = float(_summed(torch.tensor([held_out()], dtype=torch.float64), device)) / world()[1]
                 best, waited = (value, 0) if value < best else (best, waited + 1)
                 if waited == 0:
                     best_phi.copy_(learned.phi)
                 if waited >= settings.patience:
                     break
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
+            if checkpoint:
                 save(done)
-            if stop.is_set():
+            if float(_summed(torch.tensor([float(stop.is_set())]), device)):  # one process asked to stop stops them all
                 save(done)
                 hint = f"; go on with --resume (state in {folder})" if folder else ""
                 raise Stopped(f"stopped after step {done} of {settings.steps}{hint}")
@@ -266,7 +279,7 @@ def _restore(
 ) -> tuple[int, float, int, Tensor]:
     """Put a saved state back; the log loses the lines of steps that are done again."""
     if folder is None or not (folder / "state.safetensors").exists():
-        raise UserError(f"{folder}: no saved state to resume from")
+        raise UserError(f"{folder or 'no folder is given'}: no saved state to resume from")
     before = read_json(folder / "config.json")
     now = json.loads(json.dumps(config))
     if differing := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
@@ -274,21 +287,19 @@ def _restore(
         raise UserError(f"{folder}: that run had {key} = {before.get(key)}, not {now.get(key)}: resume with the same settings")
     try:
         saved = load_file(folder / "state.safetensors")
-        with torch.no_grad():
-            learned.phi.copy_(saved["phi"])
         done, waited, best = saved["numbers"].tolist()
-        optimizer.state[phi] = {
-            "step": torch.tensor(done),
-            "exp_avg": saved["exp_avg"].to(phi),
-            "exp_avg_sq": saved["exp_avg_sq"].to(phi),
-        }
+        vectors = [saved[name].to(phi.detach()) for name in ("phi", "exp_avg", "exp_avg_sq", "best_phi")]
+        if any(vector.shape != phi.shape for vector in vectors):
+            raise ValueError("of another size")
     except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
         raise UserError(f"{folder / 'state.safetensors'}: damaged ({error}): start again without --resume") from error
+    learned.phi.copy_(vectors[0])
+    optimizer.state[phi] = {"step": torch.tensor(done), "exp_avg": vectors[1], "exp_avg_sq": vectors[2]}
     if world()[0] == 0:
         log = folder / "metrics.jsonl"
         lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[: int(done)]
         log.write_text("".join(lines), encoding="utf-8")
-    return int(done), best, int(waited), saved["best_phi"].to(phi.device)
+    return int(done), best, int(waited), vectors[3]
 
 
 @contextmanager
@@ -306,13 +317,13 @@ def _stop_requested() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _average(jacobian: Tensor, values: Tensor, chosen: list[int]) -> None:
-    """Sum the small gradients and losses of all processes; each gave its share of the global mean."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        losses = values.nan_to_num(0.0)
-        for tensor in (jacobian, losses):
-            torch.distributed.all_reduce(tensor)
-        values[chosen] = losses[chosen]
+def _summed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Σ over all processes, each of which has its share; the device is one whose tensors they can exchange."""
+    if world()[1] == 1:
+        return tensor
+    moved = tensor.to(device)
+    torch.distributed.all_reduce(moved)
+    return moved.to(tensor.device)
 
 
 def world() -> tuple[int, int]:

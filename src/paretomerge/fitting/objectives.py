@@ -74,8 +74,12 @@ OBJECTIVES: dict[str, Objective] = {
 
 def marginal_entropy(logits: Tensor) -> Tensor:
     """Entropy of the mean prediction over (n, classes) logits: 0 when one class is predicted for everything."""
-    mean = logits.log_softmax(-1).exp().mean(0)
-    return -torch.special.xlogy(mean, mean).sum()
+    return shannon(logits.softmax(-1).mean(0))
+
+
+def shannon(p: Tensor) -> Tensor:
+    """Entropy of a distribution; its gradient is finite where p is 0, too."""
+    return -(p * p.clamp_min(torch.finfo(p.dtype).tiny).log()).sum()
 
 
 def _entropy(logits: Tensor) -> Tensor:

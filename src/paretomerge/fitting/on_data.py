@@ -114,6 +114,10 @@ def pareto_merging_on_data(
     options = {
         k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")
     }
+    names = {field.name for field in fields(Settings)}
+    settings = Settings(**{name: value for name, value in options.items() if name in names})
+    if rank < 0:
+        raise UserError("rank must not be negative")
     on = _device(device)
     n_tasks = len(experts)
     lam = 1 / n_tasks if scale is None else scale
@@ -132,16 +136,15 @@ def pareto_merging_on_data(
     learned = Learned(problem.base, vectors, low_rank, task_wise=coefficients == "task")
     problem.task_vectors = {}
     _start(learned, experts, start, lam, rank, targets, fuse_qkv, seed)
-    names = {field.name for field in fields(Settings)}
     fit_(
         learned,
         problem.models.weights,
         problem.losses,
-        Settings(**{name: value for name, value in options.items() if name in names}),
+        settings,
         frozen=("lambda",) if coefficients == "fixed" else (),
         folder=folder,
         resume=resume,
-        facts={"tasks": list(experts.tasks), **options},
+        facts={"tasks": list(experts.tasks), "inputs": problem.sizes, **options},
         held_out=problem.held_out if patience else None,
         report=problem.watching(report),
     )
@@ -262,6 +265,6 @@ def _device(name: str) -> torch.device:
         local = os.environ.get("LOCAL_RANK", "0")
         name = f"cuda:{local}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.device(name)
-    except RuntimeError as error:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
         raise UserError(f"device {name!r}: {str(error).splitlines()[0]}") from error

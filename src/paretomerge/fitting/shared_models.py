@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from paretomerge.export.heads import Head
 from paretomerge.export.huggingface import build_model
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint
-from paretomerge.weights.experts import Experts
+from paretomerge.weights.experts import Expert, Experts
+from paretomerge.weights.lazy import Weights
+from paretomerge.weights.naming import from_base
 
 
 class SharedModels:
@@ -37,23 +40,39 @@ class SharedModels:
                 continue
             built = build_model(base if head is None else head.on(base, torch.float32), head.config if head else config)
             built.requires_grad_(False).to(device)
-            live = live_names(names, built)
-            if missing := [name for name in names if name not in live]:
+            live = live_names([*names, *experts.aliases], built)
+            lacks = () if head is None else head.lacks
+            if missing := [name for name in names if name not in live and name not in lacks]:
                 raise UserError(
                     f"{missing[0]}: no parameter of {type(built).__name__}; keep it out of the merge with --exclude"
                 )
-            for name in names:
-                module_name, _, leaf = live[name].rpartition(".")
+            for name, place in live.items():
+                module_name, _, leaf = place.rpartition(".")
                 module = built.get_submodule(module_name)
-                if name not in self.weights:
-                    self.weights[name] = nn.Parameter(getattr(module, leaf).detach())
-                setattr(module, leaf, self.weights[name])
+                first = experts.aliases.get(name, name)
+                if first not in self.weights:
+                    self.weights[first] = nn.Parameter(getattr(module, leaf).detach())
+                setattr(module, leaf, self.weights[first])
             built.tie_weights()
             self.models[task] = built
             if head is None:
                 shared_body = built
 
-    def forget_gradients(self) -> None:
-        """Free the dense gradient."""
-        for parameter in self.weights.values():
-            parameter.grad = None
+
+@contextmanager
+def own_tensors(expert: Expert, experts: Experts, model: nn.Module) -> Iterator[None]:
+    """For a while what is not merged (running statistics, excluded tensors) is the expert's own, not the base's."""
+    names = [name for name in experts.infos if name not in experts.merged and name not in experts.aliases]
+    state = model.state_dict()
+    before: dict[str, torch.Tensor] = {}
+    if isinstance(expert.source, Weights):
+        for name, place in live_names(names, model).items():
+            own = expert.source.infos.get(from_base(name, expert.prefix))
+            if own is not None and own.shape == state[place].shape:
+                before[place] = state[place].clone()
+                state[place].copy_(expert.source[from_base(name, expert.prefix)])
+    try:
+        yield
+    finally:
+        for place, tensor in before.items():
+            state[place].copy_(tensor)

@@ -74,10 +74,12 @@ def trimmed_and_elected(experts: Experts, vectors: Mapping[str, Tensor], density
         vectors: name -> (K, numel), the task vectors.
         density: share of entries that the trim keeps.
     """
+    if not 0 <= density <= 1:
+        raise UserError("ties must be in [0, 1]: the share of entries that is kept")
     thresholds = magnitude_thresholds(experts, experts.merged, [density] * len(experts))
 
     def processed(v: Tensor) -> Tensor:
         kept = trim_(v.clone(), thresholds)
-        return kept * (kept * kept.sum(0) > 0)
+        return kept * (kept.sign() == kept.sum(0).sign())
 
     return {name: processed(v) for name, v in vectors.items()}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paretomerge.errors import UserError
-from paretomerge.weights.checkpoint import read_json
+from paretomerge.weights.checkpoint import INDEX, SINGLE, read_json
 
 _PREFIX = "base_model.model."
 _NOT_PLAIN = {
@@ -62,7 +62,7 @@ class Adapter:
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder holds a PEFT adapter rather than a model."""
-    return (path / "adapter_config.json").exists() and not (path / "model.safetensors").exists()
+    return (path / "adapter_config.json").exists() and not any((path / file).exists() for file in (SINGLE, INDEX))
 
 
 def open_adapter(path: Path) -> Adapter:

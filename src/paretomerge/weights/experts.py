@@ -79,7 +79,13 @@ class Expert:
             factors = self.source.factors[own]
             factors = factors if factors.shape[1] == columns else factors.transposed
             down, up = factors.down.float() * factors.scale, factors.up.float()
-            return lambda rows, base, out: torch.mm(down[rows].to(out.dtype), up.to(out.dtype), out=out)
+
+            def multiply(rows: slice, base: Tensor, out: Tensor) -> None:
+                mine = down[rows].to(out.dtype)
+                torch.mm(mine, up.to(out.dtype), out=out[: len(mine)])
+                out[len(mine) :] = 0
+
+            return multiply
         tensor = (self.source.replaced if isinstance(self.source, Adapter) else self.source)[own]
         tensor = tensor.reshape(matrix_shape(tensor.shape))
 

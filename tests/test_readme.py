@@ -1,0 +1,72 @@
+"""Everything that the README tells to type, run on tiny models under the names that it uses."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import tiny
+from paretomerge.cli import main
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INSTALLATION = ("python3 -m venv .venv", ". .venv/bin/activate", "pip install -c constraints.txt .")
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(language, text) of every fenced block, in order."""
+    return BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def run(line: str, monkeypatch) -> None:
+    """One line of a shell block; the program runs in this process, what installs and makes is only recognised."""
+    words = shlex.split(line)
+    if words[0] == "make":
+        assert set(words[1:]) <= targets(), line
+    elif words[0] != "paretomerge":
+        assert line in INSTALLATION, f"{line}: not known to be run"
+    elif words[1] != "demo":  # has a test of its own
+        monkeypatch.setattr(sys, "argv", words)
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        assert stopped.value.code == 0, line
+
+
+def test_the_readme_runs(tmp_path, monkeypatch, capsys):
+    base, experts = tiny.family("llama", tmp_path / "made")
+    (tmp_path / "models").mkdir()
+    for name, folder in {"base": base, "math": experts["a"], "code": experts["b"]}.items():
+        folder.rename(tmp_path / "models" / name)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    done = {"sh": 0, "python": 0, "yaml": 0}
+    for language, text in blocks():
+        done[language] += 1
+        if language == "sh":
+            for line in text.replace("\\\n", " ").splitlines():
+                run(line, monkeypatch)
+        elif language == "yaml":  # a file, whose name is in its first line
+            Path(text.split("\n")[0].removeprefix("# ")).write_text(text)
+        else:
+            exec(compile(text, "README.md", "exec"), names)
+    assert min(done.values()) > 1
+    said = tiny.logits("llama", names["same"])
+    from transformers import AutoModelForCausalLM
+
+    picked = AutoModelForCausalLM.from_pretrained("my-model")
+    assert (said - tiny.logits("llama", picked)).abs().max() < 1e-5
+    assert "captured" in capsys.readouterr().out  # info's word, which the README explains
+
+
+def test_the_readme_names_every_method():
+    from paretomerge.fitting import FITS
+    from paretomerge.merges import MERGES
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not [name for name in (*MERGES, *FITS) if f"`{name}`" not in text]
