@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from commands import contents
 
-# A server imports once and forks a child for each attempt: 10 moments for the price of one start.
+# A server imports once and forks a child for each attempt: 11 moments for the price of one start.
 SERVER = """
     import glob, os, signal, sys, time
     import torch
@@ -75,7 +75,7 @@ def models(tmp_path_factory):
 def test_absent_or_whole(models, tmp_path, words):
     words += f" --base {models}/base.safetensors --expert a={models}/a.safetensors --expert b={models}/b.safetensors"
     rng = random.Random(words.split()[0])
-    moments = [0.0, *(rng.random() for _ in range(8)), 1000.0]
+    moments = [0.0, *(rng.random() for _ in range(9)), 1000.0]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SERVER), words, " ".join(map(str, moments))],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,

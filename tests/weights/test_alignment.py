@@ -107,15 +107,28 @@ def test_experts_named_differently_are_merged_together(bert):
     assert all(torch.equal(one[name], other[name]) for name in plain.infos)
 
 
-def test_a_head_of_another_size_is_an_error_with_its_cure(bert):
-    (error, _) = findings(bert / "base", {"a": bert / "a", "b": bert / "b"})
-    assert error.startswith(f"{bert / 'a' / SINGLE}: classifier.")
-    assert "--heads 'classifier." in error
-    loaded = load_experts(bert / "base", {"a": bert / "a", "b": bert / "b"}, heads=["classifier.*"])
+def test_a_head_of_another_size_stays_with_its_task(bert):
+    loaded = load_experts(bert / "base", {"a": bert / "a", "b": bert / "b"})
     assert [sorted(e.head()) for e in loaded.experts] == [["classifier.bias", "classifier.weight"]] * 2
     assert not set(loaded.merged) & {"classifier.bias", "classifier.weight"}
+    assert [str(f) for f in loaded.findings if "another size" in f.message]
     base = load_file(bert / "base" / SINGLE)
     assert torch.equal(average(loaded)["classifier.weight"], base["classifier.weight"])
+
+
+@pytest.mark.parametrize("labels", ["same", "other", "none"])
+def test_a_head_is_merged_only_where_its_rows_mean_the_same(bert, tmp_path, labels):
+    for task in "ab":  # two experts with heads of one size
+        shutil.copytree(bert / "a", tmp_path / task)
+        config = json.loads((tmp_path / task / "config.json").read_text())
+        names = [f"{task}{i}" if labels == "other" else f"class {i}" for i in range(len(config["id2label"]))]
+        config["id2label"] = {str(i): name for i, name in enumerate(names)}
+        if labels == "none":
+            del config["id2label"]
+        (tmp_path / task / "config.json").write_text(json.dumps(config))
+    loaded = load_experts(tmp_path / "a", {"a": tmp_path / "a", "b": tmp_path / "b"})
+    assert ("classifier.weight" in loaded.merged) == (labels != "other")
+    assert bool(loaded.experts[1].heads) == (labels == "other")
 
 
 def test_heads_may_be_named_as_the_expert_names_them(bert):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ BUFFER = re.compile(
 )
 """State that is computed, not trained: copied from the base even where it is floating point."""
 _ADDED = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_CLASSIFIER = re.compile(r"^(classifier|score|classification_head|pre_classifier)\.")
 _CAUSAL_MASK = re.compile(r"\.attn\.bias$")
 _VOCABULARY = re.compile(
     r"(embed_tokens|word_embeddings|tok_embeddings|token_embedding|embed_in|embed_out|wte|lm_head|shared|decoder|predictions|output)"
@@ -101,6 +102,10 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
     infos = {name: info for name, info in base.infos.items() if name not in gone}
     fixed = {name for name, info in infos.items() if is_buffer(name, info) or matches(name, options.exclude)}
 
+    for module, why in _task_heads(base, sources).items():
+        if not matches(f"{module}.", options.exclude):
+            options = replace(options, heads=(*options.heads, f"{module}.*"))
+            findings.append(Finding("note", _label("base", base), f"{module}.*", f"{why}: kept per task, not merged"))
     experts: dict[str, ExpertNames] = {}
     for task, source in sources.items():
         experts[task] = _align_one(task, source, base, infos, fixed, set(duplicates), options, findings)
@@ -201,7 +206,7 @@ def _align_one(
                 )
             )
     if heads:
-        findings.append(Finding("note", label, _some(heads), "not in the base: kept as the head of this task"))
+        findings.append(Finding("note", label, _some(heads), "kept as the head of this task"))
     known = sum(to_base(own, prefix) in base for own in shapes)
     if not isinstance(source, Adapter) and known * 2 < len(shapes) and not any(f.level == "error" for f in findings):
         message = f"only {known} of its {len(shapes)} tensors are in the base: is it of this base?"
@@ -237,6 +242,27 @@ def _untied(second: str, first: str) -> str:
 def _unfit(*dtypes: torch.dtype) -> str:
     """The first of these in which weights cannot be added, if there is one."""
     return next((str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in _ADDED), "")
+
+
+def _task_heads(base: Weights, sources: Mapping[str, Weights | Adapter]) -> dict[str, str]:
+    """The base's modules that are heads of different tasks, by transformers' names for classification heads, and why.
+
+    A head is a task's own where its shape differs from the base's, or where the models' labels do: to average rows that stand
+    for different classes would be a silent mistake.
+    """
+    modules = {match[1] for name in base if (match := _CLASSIFIER.match(name))}
+    dense = [source for source in sources.values() if isinstance(source, Weights)]
+    labels = [source.config.get("id2label") for source in [base, *dense] if isinstance(source, Checkpoint)]
+    found = {}
+    for module in modules:
+        for source in dense:
+            prefix = prefix_between(source, set(base))
+            own = {to_base(name, prefix): info.shape for name, info in source.infos.items()}
+            if any(own.get(n, i.shape) != i.shape for n, i in base.infos.items() if n.startswith(f"{module}.")):
+                found[module] = "a classification head of another size"
+        if module not in found and len({str(each) for each in labels if each is not None}) > 1:
+            found[module] = "a classification head with other labels"
+    return found
 
 
 def _is_vocabulary(name: str, shape: tuple[int, ...], base: tuple[int, ...]) -> bool:
