@@ -24,8 +24,9 @@ KINDS = {
 }
 
 
-def save(kind: str, folder: Path, size: float = 0.3, **changes: object) -> Path:
+def save(kind: str, folder: Path, **changes: object) -> Path:
     """A base and the experts a and b, as transformers saves them."""
+    size = 0.03 if kind == "resnet" else 0.3
     tiny.save(tiny.model(kind, cls=BARE.get(kind), **changes), folder / "base")
     for seed, (task, classes) in enumerate(CLASSES.items(), 1):
         labels = {"num_labels": classes} if kind in BARE else {}

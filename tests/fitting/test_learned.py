@@ -1,5 +1,7 @@
 """φ and the weights: θ(γ) beside the formula, and gradients pulled back beside autograd through the whole graph."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ TARGETS = {
     "one": (Target(DENSE, ((DENSE, 5),), (5, 8), 2),),
     "several": (Target(DENSE, ((DENSE, 5),), (5, 8), 5), Target(QUERY, ((QUERY, 6),), (6, 5), 1)),
     "fused": (FUSED, Target(DENSE, ((DENSE, 5),), (5, 8), 2)),
+    "outer": (replace(FUSED, structure="outer-1"), Target(DENSE, ((DENSE, 5),), (5, 8), 2, "outer-2")),
 }
 everything = pytest.mark.parametrize(
     "K, task_wise, targets",
@@ -50,11 +53,21 @@ def preference(K: int, seed: int = 0) -> Tensor:
 
 
 def low_rank(of: Learned, gamma: Tensor, phi: Tensor) -> dict[str, Tensor]:
-    """A (Σ_k γ_k G_k) B of each target, as a full matrix; written down from eq. 7, differentiable in φ."""
+    """Each target's term as a full matrix, written down from eq. 7 and the ablation's outer products; differentiable in φ."""
     terms = {}
     for target in of.targets:
-        a, g, b = (of.view(f"{target.name}.{part}", phi) for part in "AGB")
-        terms[target.name] = a @ sum(gamma[k].to(g) * g[k] for k in range(len(gamma))) @ b
+        a, b = (of.view(f"{target.name}.{part}", phi) for part in "AB")
+        if target.structure == "tensor":
+            g = of.view(f"{target.name}.G", phi)
+            terms[target.name] = a @ sum(gamma[k].to(g) * g[k] for k in range(len(gamma))) @ b
+        elif target.structure == "outer-1":  # Σ_i (P_i γ) ⊗ b_i, with P_i's columns A_k[:, i]
+            terms[target.name] = sum(
+                torch.outer(sum(gamma[k].to(a) * a[k, :, i] for k in range(len(gamma))), b[i]) for i in range(target.rank)
+            )
+        else:  # Σ_i a_i ⊗ (Q_i γ)
+            terms[target.name] = sum(
+                torch.outer(a[:, i], sum(gamma[k].to(b) * b[k, i] for k in range(len(gamma)))) for i in range(target.rank)
+            )
     return terms
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.preferences import one_hot
-from paretomerge.sets.low_rank import Factors, LowRank, folded
+from paretomerge.sets.factors import Factors
+from paretomerge.sets.low_rank import LowRank, folded
 from paretomerge.weights.lazy import Weights
 from states import DTYPES, state
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.merges.linear import task_arithmetic
-from paretomerge.sets.low_rank import Factors, LowRank, folded
+from paretomerge.sets.factors import Factors
+from paretomerge.sets.low_rank import LowRank, folded
 from paretomerge.sets.targets import choose_targets
 from paretomerge.weights.experts import Experts, matrix_shape
 from paretomerge.weights.lazy import Weights
@@ -249,4 +250,4 @@ def _squared_norms(d: Tensor) -> Tensor:
 
 def _mixed(factors: Factors, mixing: Tensor) -> Factors:
     """G_j = Σ_k H_jk P_k."""
-    return Factors(factors.a, torch.tensordot(mixing, factors.g.double(), dims=1).float(), factors.b, factors.members)
+    return factors.of(torch.tensordot(mixing, factors.varying.double(), dims=1).float())

@@ -6,7 +6,7 @@
 
     ∂S/∂λ_lk = ⟨v_lk, g_l⟩,   ∂S/∂A = g Bᵀ Cᵀ,   ∂S/∂B = Cᵀ Aᵀ g,   ∂S/∂G_k = γ_k Aᵀ g Bᵀ,   with C = Σ_k γ_k G_k.
 
-φ is one flat vector; λ, A, B and G are views of it.
+φ is one flat vector; λ, A, B and G are views of it. ``sets.factors`` has the low-rank term and its other structures.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paretomerge.sets.low_rank import Factors
+from paretomerge.sets.factors import Factors, Structure
+from paretomerge.sets.factors import shapes as part_shapes
 
 Members = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
 class Target:
-    """One low-rank term: its member matrices (name, rows), and where A (m, r), G (K, r, r), B (r, n) lie in φ."""
+    """One low-rank term: its member matrices (name, rows), its shape (m, n), rank and structure."""
 
     name: str
     members: Members
     shape: tuple[int, int]
     rank: int
+    structure: Structure = "tensor"
 
 
 class Learned:
@@ -53,8 +55,8 @@ class Learned:
         n_lambda = 1 if task_wise else len(self.task_vectors)
         shapes: dict[str, tuple[int, ...]] = {"lambda": (n_lambda, self.n_tasks)}
         for target in self.targets:
-            (m, n), r = target.shape, target.rank
-            shapes |= {f"{target.name}.A": (m, r), f"{target.name}.G": (self.n_tasks, r, r), f"{target.name}.B": (r, n)}
+            parts = part_shapes(target.structure, self.n_tasks, target.shape, target.rank)
+            shapes |= {f"{target.name}.{part}": shape for part, shape in parts.items()}
         self._slots: dict[str, tuple[int, int, tuple[int, ...]]] = {}
         end = 0
         for name, shape in shapes.items():
@@ -104,48 +106,48 @@ class Learned:
                     for r, (_, n_rows) in zip(rows, target.members, strict=True)
                 ]
             )
-            a, b = self.view(f"{target.name}.A"), self.view(f"{target.name}.B")
-            core = self.core(target, gamma)
-            g_b = g @ b.T  # (m, r)
-            self.view(f"{target.name}.A", small).copy_(g_b @ core.T)
-            self.view(f"{target.name}.B", small).copy_(core.T @ (a.T @ g))
-            self.view(f"{target.name}.G", small).copy_(gamma.to(small)[:, None, None] * (a.T @ g_b))
+            left, right = self.of(target).pair(gamma)
+            self._chain(target, gamma, g @ right.T, left.T @ g, small)
         return small
 
-    def core(self, target: Target, gamma: Tensor) -> Tensor:
-        """C = Σ_k γ_k G_k."""
-        g = self.view(f"{target.name}.G")
-        return torch.tensordot(gamma.to(g), g, dims=1)
+    def of(self, target: Target) -> Factors:
+        """The factors of a target, as views of φ."""
+        parts = {part: self.view(f"{target.name}.{part}") for part in "AGB" if f"{target.name}.{part}" in self._slots}
+        return Factors(parts["A"], parts.get("G"), parts["B"], target.members)
 
     @torch.no_grad()
     def penalty(self, gamma: Tensor) -> tuple[float, Tensor]:
-        """R = Σ_targets ‖A C B‖² (METHOD: the paper's formula is lost) and its gradient, like φ, from r × r matrices."""
+        """R = Σ_targets ‖L R‖² (METHOD: the paper's formula is lost) and its gradient, like φ, from r × r matrices."""
         small = torch.zeros_like(self.phi)
         total = 0.0
         for target in self.targets:
-            a, b = self.view(f"{target.name}.A"), self.view(f"{target.name}.B")
-            core, a_a, b_b = self.core(target, gamma), a.T @ a, b @ b.T
-            total += float((a_a @ core * (core @ b_b)).sum())
-            self.view(f"{target.name}.A", small).copy_(2 * a @ (core @ b_b @ core.T))
-            self.view(f"{target.name}.B", small).copy_(2 * (core.T @ a_a @ core) @ b)
-            self.view(f"{target.name}.G", small).copy_(2 * gamma.to(small)[:, None, None] * (a_a @ core @ b_b))
+            left, right = self.of(target).pair(gamma)
+            l_l, r_r = left.T @ left, right @ right.T
+            total += float((l_l * r_r.T).sum())
+            self._chain(target, gamma, 2 * left @ r_r, 2 * l_l @ right, small)
         return total, small
+
+    def _chain(self, target: Target, gamma: Tensor, d_left: Tensor, d_right: Tensor, small: Tensor) -> None:
+        """Write the gradients of a target's parts into ``small``."""
+        for part, gradient in self.of(target).pulled_back(gamma, d_left, d_right).items():
+            self.view(f"{target.name}.{part}", small).copy_(gradient)
 
     @torch.no_grad()
     def factors(self) -> dict[str, Factors]:
         """The low-rank part as a set stores it."""
 
-        def part(target: Target, letter: str) -> Tensor:
-            return self.view(f"{target.name}.{letter}").float().cpu().clone()
-
-        return {t.name: Factors(part(t, "A"), part(t, "G"), part(t, "B"), t.members) for t in self.targets}
+        found = {}
+        for target in self.targets:
+            parts = {part: tensor.float().cpu().clone() for part, tensor in self.of(target).parts().items()}
+            found[target.name] = Factors(parts["A"], parts.get("G"), parts["B"], target.members)
+        return found
 
     def _low_rank(self, gamma: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         terms = {}
         for target in self.targets:
-            left = self.view(f"{target.name}.A") @ self.core(target, gamma)
+            left, right = self.of(target).pair(gamma)
             start = 0
             for name, rows in target.members:
-                terms[name] = left[start : start + rows], self.view(f"{target.name}.B")
+                terms[name] = left[start : start + rows], right
                 start += rows
         return terms

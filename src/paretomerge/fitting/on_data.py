@@ -39,6 +39,7 @@ def pareto_merging_on_data(
     targets: str | Sequence[str] = "all",
     fuse_qkv: bool = False,
     rank: int = 16,
+    structure: Literal["tensor", "outer-1", "outer-2"] = "tensor",
     start: Literal["closed-form", "orthonormal", "kaiming"] = "closed-form",
     scale: float | None = None,
     coefficients: Literal["layer", "task", "fixed"] = "layer",
@@ -79,6 +80,7 @@ def pareto_merging_on_data(
         targets: as in the closed form.
         fuse_qkv: as in the closed form.
         rank: r.
+        structure: ``"tensor"``: the paper's; ``"outer-1"``, ``"outer-2"``: the outer products of its ablation.
         start: ``"closed-form"``: A, B and G of the data-free solution; ``"orthonormal"``: its A and B, G = 0;
             ``"kaiming"``: the paper's, A and B Kaiming-uniform, G = 0.
         scale: λ at the start; None: 1/K.
@@ -123,7 +125,7 @@ def pareto_merging_on_data(
     lam = 1 / n_tasks if scale is None else scale
     chosen = choose_targets(experts.infos, experts.merged, targets, fuse_qkv=fuse_qkv) if rank else {}
     shapes = {name: (sum(n for _, n in m), experts.infos[m[0][0]].shape[1]) for name, m in chosen.items()}
-    low_rank = [Target(name, m, shapes[name], min(rank, *shapes[name])) for name, m in chosen.items()]
+    low_rank = [Target(name, m, shapes[name], min(rank, *shapes[name]), structure) for name, m in chosen.items()]
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
         held_out=patience > 0,
@@ -223,22 +225,25 @@ def _start(
     learned.view("lambda").fill_(lam)
     if not learned.targets:
         return
-    if start == "kaiming":
+    if start == "kaiming":  # all but the part that depends on γ, which is zero
         generator = torch.Generator().manual_seed(seed_of(seed, 0, 0))
         for target in learned.targets:
-            for part in "AB":
-                view = learned.view(f"{target.name}.{part}")
-                sample = torch.empty(view.shape)
-                nn.init.kaiming_uniform_(sample, a=5**0.5, generator=generator)
-                view.copy_(sample)
+            factors = learned.of(target)
+            for part in factors.parts().values():
+                if part is not factors.varying:
+                    part.copy_(nn.init.kaiming_uniform_(torch.empty(part.shape), a=5**0.5, generator=generator))
         return
     found = pareto_merging(experts, rank=rank, targets=targets, fuse_qkv=fuse_qkv, scale=lam, seed=seed)
     for target in learned.targets:
-        factors = found.factors[target.name]
-        learned.view(f"{target.name}.A").copy_(factors.a)
-        learned.view(f"{target.name}.B").copy_(factors.b)
-        if start == "closed-form":
-            learned.view(f"{target.name}.G").copy_(factors.g)
+        factors, solution = learned.of(target), found.factors[target.name]
+        assert solution.g is not None
+        if target.structure != "outer-1":
+            factors.a.copy_(solution.a)
+        if target.structure != "outer-2":
+            factors.b.copy_(solution.b)
+        if start == "closed-form":  # the outer products hold the same term: A_k = A G_k, or B_k = G_k B
+            of_tasks = {"tensor": solution.g, "outer-1": solution.a @ solution.g, "outer-2": solution.g @ solution.b}
+            factors.varying.copy_(of_tasks[target.structure])
 
 
 def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> LowRank:

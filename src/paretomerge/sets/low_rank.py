@@ -3,43 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from paretomerge.sets.factors import Factors
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.lazy import TensorInfo, Weights
-
-
-@dataclass(frozen=True)
-class Factors:
-    """A (out, r), G (K, r, r), B (r, in) of one target: one matrix, or several stacked by their rows (q, k and v).
-
-    ``members`` names the matrices and how many rows of A belong to each, in order.
-    """
-
-    a: Tensor
-    g: Tensor
-    b: Tensor
-    members: tuple[tuple[str, int], ...]
-
-    @property
-    def rank(self) -> int:
-        return self.a.shape[1]
-
-    def fits(self, n_tasks: int, infos: Mapping[str, TensorInfo]) -> bool:
-        """Whether the shapes go together, and with the member matrices."""
-        (m, r), n = self.a.shape, self.b.shape[-1]
-        return (
-            (self.g.shape, self.b.shape, m) == ((n_tasks, r, r), (r, n), sum(rows for _, rows in self.members))
-            and all(name in infos and infos[name].shape == (rows, n) for name, rows in self.members)
-        )  # fmt: skip
-
-    def core(self, difference: Tensor) -> Tensor:
-        """Σ_k d_k G_k for a difference d of two preferences: (r, r), in fp64."""
-        return torch.tensordot(difference, self.g.double(), dims=1)
 
 
 class LowRank(ParetoSet):
@@ -47,6 +17,7 @@ class LowRank(ParetoSet):
 
     The paper writes Σ_k γ_k G_k; its value at equal preference, A (Σ_k G_k / K) B, is part of W_base here, so the base is
     the equal-preference model. At every γ the difference to the base is a LoRA of rank r: lora_B = A G_γ, lora_A = B.
+    The outer products of the paper's ablation are other ``Factors`` of the same set.
     """
 
     method = "pareto-merging"
@@ -74,19 +45,16 @@ class LowRank(ParetoSet):
     def low_rank(self, name: str, to: Tensor, since: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(A G_γ (rows, r), B (r, in)), fp32: the factors of tensor ``name`` at ``to`` less those at ``since`` (the base)."""
         target, rows = self._rows[name]
-        core = target.core(to - (self.equal if since is None else since))
-        return (target.a[rows].double() @ core).float(), target.b.float()
+        wide = Factors(target.a.double(), None if target.g is None else target.g.double(), target.b.double(), ())
+        left, right = wide.pair(to - (self.equal if since is None else since))
+        return left[rows].float(), right.float()
 
     def shift_(self, name: str, tensor: Tensor, to: Tensor, since: Tensor) -> Tensor:
         left, right = (factor.to(tensor.device, tensor.dtype) for factor in self.low_rank(name, to, since))
         return tensor.addmm_(left, right)
 
     def stored(self) -> tuple[Weights, dict[str, Any]]:
-        tensors = {
-            f"{name}.{part}": tensor
-            for name, target in self.factors.items()
-            for part, tensor in (("A", target.a), ("B", target.b), ("G", target.g))
-        }
+        tensors = {f"{name}.{part}": tensor for name, target in self.factors.items() for part, tensor in target.parts().items()}
         return Weights.of(tensors), {"targets": {name: dict(t.members) for name, t in self.factors.items()}}
 
     @classmethod
@@ -101,7 +69,8 @@ class LowRank(ParetoSet):
         factors = {}
         for name, members in facts["targets"].items():
             rows = tuple((member, int(count)) for member, count in members.items())
-            factors[name] = Factors(tensors[f"{name}.A"], tensors[f"{name}.G"], tensors[f"{name}.B"], rows)
+            g = tensors.get(f"{name}.G")
+            factors[name] = Factors(tensors[f"{name}.A"], g, tensors[f"{name}.B"], rows)
             if not factors[name].fits(len(tasks), base.infos):
                 raise ValueError(f"{name}: its factors do not fit together, or not this base")
         return cls(tasks, base, factors, settings)
@@ -110,16 +79,18 @@ class LowRank(ParetoSet):
 def folded(base: Weights, factors: Mapping[str, Factors]) -> tuple[Weights, dict[str, Factors]]:
     """Rewrite base + A (Σ_k γ_k G_k) B so that the base is the equal-preference model and Σ_k G_k = 0.
 
-    With Ḡ the mean of the G_k: base' = base + A Ḡ B and G'_k = G_k − Ḡ. Nothing changes at any γ.
+    With Ḡ the mean of the G_k: base' = base + A Ḡ B and G'_k = G_k − Ḡ. Nothing changes at any γ. Of the outer products it
+    is the A_k or the B_k that are centred.
     """
-    means = {name: target.g.double().mean(0) for name, target in factors.items()}
-    centred = {name: Factors(t.a, (t.g.double() - means[name]).to(t.g.dtype), t.b, t.members) for name, t in factors.items()}
+    centred: dict[str, Factors] = {}
     additions: dict[str, tuple[Tensor, Tensor]] = {}
     for name, target in factors.items():
-        left = target.a.double() @ means[name]
+        wide = Factors(target.a.double(), None if target.g is None else target.g.double(), target.b.double(), ())
+        left, right = wide.pair(target.varying.new_full((len(target.varying),), 1 / len(target.varying)).double())
+        centred[name] = target.of((wide.varying - wide.varying.mean(0)).to(target.varying.dtype))
         start = 0
         for member, rows in target.members:
-            additions[member] = left[start : start + rows], target.b.double()
+            additions[member] = left[start : start + rows], right
             start += rows
 
     def read(name: str) -> Tensor:

@@ -1,0 +1,333 @@
+"""The K objectives on live models: batches, micro-batches, the experts' predictions, and the watch over collapse."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import fit_data
+import tiny
+from paretomerge.errors import UserError
+from paretomerge.evaluation.inputs import TensorInputs, TextInputs
+from paretomerge.evaluation.logits import predict
+from paretomerge.evaluation.tasks import Task
+from paretomerge.fitting import problem as module
+from paretomerge.fitting.objectives import marginal_entropy
+from paretomerge.fitting.problem import Problem
+
+KINDS = ("vit", "bert", "gpt2", "clip", "resnet")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("families")
+    for kind in KINDS:
+        fit_data.save(kind, place / kind)
+    return place
+
+
+def problem(place: Path, objective: str = "distill", tasks: dict[str, Task] | None = None, **options) -> Problem:
+    kind = place.name
+    defaults = {"batch": 8, "micro_batch": None, "precision": "float32", "device": torch.device("cpu"), "folder": None,
+                "say": lambda line: None, "held_out": False}  # fmt: skip
+    given = tasks or fit_data.tasks(kind, labels=objective == "cross-entropy")
+    return Problem(fit_data.experts(place), given, objective, **{**defaults, **options})
+
+
+@torch.no_grad()
+def write(of: Problem, k: int | None) -> None:
+    """θ_k, or half-way between all."""
+    for name, weight in of.models.weights.items():
+        v = of.task_vectors[name].mean(0) if k is None else of.task_vectors[name][k]
+        weight.copy_(of.base[name] + v.view_as(weight))
+
+
+def gradients(of: Problem, k: int, seed: int = 5) -> tuple[float, dict[str, torch.Tensor]]:
+    total = 0.0
+    for part in of.losses(k, seed):
+        (part.loss * part.share).backward()
+        total += float(part.loss.detach()) * part.share
+    found = {name: torch.zeros_like(w) if w.grad is None else w.grad.clone() for name, w in of.models.weights.items()}
+    for weight in of.models.weights.values():
+        weight.grad = None
+    return total, found
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 7, 8, 20])
+@pytest.mark.parametrize("kind, objective", [("vit", "distill"), ("vit", "entropy"), ("vit", "cross-entropy"), ("vit", "features"),
+                                             ("bert", "distill"), ("gpt2", "distill"), ("gpt2", "cross-entropy")])  # fmt: skip
+def test_micro_batches_give_the_gradient_of_the_batch(folder, kind, objective, micro_batch):
+    whole = problem(folder / kind, objective)
+    parts = problem(folder / kind, objective, micro_batch=micro_batch)
+    for of in (whole, parts):
+        write(of, None)
+    for k in range(2):
+        (value, expected), (other, found) = gradients(whole, k), gradients(parts, k)
+        assert value == pytest.approx(other, rel=1e-5) and value > 1e-4
+        size = max(float(g.abs().max()) for g in expected.values())
+        for name, g in expected.items():
+            torch.testing.assert_close(found[name], g, rtol=1e-4, atol=1e-6 * max(1.0, size))
+
+
+def test_infomax_needs_its_whole_batch(folder):
+    with pytest.raises(UserError, match="leave micro_batch out"):
+        problem(folder / "vit", "infomax", micro_batch=4)
+    assert len(list(problem(folder / "vit", "infomax", micro_batch=8).losses(0, 1))) == 1
+
+
+@pytest.mark.parametrize("options", [{"batch": 0}, {"micro_batch": 0}, {"micro_batch": -1}])
+def test_batches_have_at_least_one_input(folder, options):
+    with pytest.raises(UserError, match="at least 1"):
+        problem(folder / "vit", **options)
+
+
+def test_batches_are_drawn_by_the_seed(folder):
+    of = problem(folder / "vit")
+    seen, get = [], of.experts[0].fit.inputs.batch
+    of.experts[0].fit.inputs.batch = lambda rows: seen.append(list(rows)) or get(rows)
+    for seed in (1, 1, 2):
+        list(of.losses(0, seed))
+    assert seen[0] == seen[1] != seen[2] and len(set(seen[0])) == 8 and set(seen[0]) <= set(range(40))
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(folder):
+    (part,) = problem(folder / "vit", batch=1000).losses(0, 1)
+    assert part.share == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("objective", ["distill", "features"])
+def test_the_expert_has_nothing_to_learn_from_itself(folder, kind, objective):
+    """Distillation at θ = θ_k is 0: inputs, padding, tokens and heads are aligned with what was kept of the expert."""
+    if (kind, objective) == ("clip", "features"):
+        with pytest.raises(UserError, match="zero-shot"):
+            problem(folder / kind, objective)
+        return
+    of = problem(folder / kind, objective)
+    limit = {"gpt2": 1e-5}.get(kind, 1e-6)  # kept in fp16
+    for k in range(2):
+        write(of, k)
+        if kind == "resnet":  # whose running statistics are not merged: the expert's own are not there
+            assert 1e-5 < gradients(of, k)[0]
+            continue
+        assert all(abs(gradients(of, k, seed)[0]) < limit for seed in range(3))
+    write(of, None)
+    assert all(gradients(of, k)[0] > 100 * limit for k in range(2))
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+def test_what_is_kept_is_what_the_expert_says(folder, kind):
+    of = problem(folder / kind)
+    for k, task in enumerate("ab"):
+        cls = {"vit": "ViTForImageClassification"}.get(kind, "ResNetForImageClassification")
+        import transformers
+
+        expert = getattr(transformers, cls).from_pretrained(folder / kind / task).eval()
+        inputs = of.experts[k].fit.inputs
+        with torch.no_grad():
+            said = predict(expert, inputs.batch(range(len(inputs))))
+        torch.testing.assert_close(of.experts[k].fit.teacher, said, rtol=1e-4, atol=1e-5)
+
+
+def test_language_model_losses_count_every_token_but_the_first(folder):
+    of = problem(folder / "gpt2", "cross-entropy", batch=1000)
+    write(of, 0)
+    inputs = of.experts[0].fit.inputs
+    ids = inputs.batch(range(len(inputs)))["input_ids"]
+    with torch.no_grad():
+        expected = of.models.models["a"](input_ids=ids, labels=ids).loss
+    assert gradients(of, 0)[0] == pytest.approx(float(expected), rel=1e-5)
+    teacher = problem(folder / "gpt2", "distill", batch=1000)
+    write(teacher, 1)
+    with torch.no_grad():
+        mine = teacher.models.models["a"](input_ids=ids).logits[:, :-1].log_softmax(-1)
+        write(teacher, 0)
+        theirs = teacher.models.models["a"](input_ids=ids).logits[:, :-1].log_softmax(-1)
+    write(teacher, 1)
+    expected = (theirs.exp() * (theirs - mine)).sum(-1).mean()
+    assert gradients(teacher, 0)[0] == pytest.approx(float(expected), rel=1e-2)  # kept in fp16
+
+
+def ragged(n: int, seed: int) -> TextInputs:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 12, (n,), generator=generator).tolist()
+    return TextInputs({"input_ids": [torch.randint(3, 40, (m,), generator=generator).tolist() for m in lengths]}, 0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_texts_of_different_lengths(folder, kind):
+    """More than are asked of an expert at a time, so that the paddings of asking and fitting differ."""
+    given = {name: replace(task, fit=ragged(150, seed)) for seed, (name, task) in enumerate(fit_data.tasks(kind).items())}
+    of = problem(folder / kind, "distill", given)
+    widths = {of.experts[0].fit.inputs.batch(range(i, i + 64))["input_ids"].shape[1] for i in (0, 64)}
+    small = {of.experts[0].fit.inputs.batch([i, i + 1])["input_ids"].shape[1] for i in range(20)}
+    assert len(widths | small) > 3
+    for k in range(2):
+        write(of, k)
+        assert all(abs(gradients(of, k, seed)[0]) < 1e-5 for seed in range(5))
+
+
+def test_padding_does_not_count(folder):
+    """A language model's loss of two texts is the mean over their tokens, not over the padding."""
+    texts = [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+    given = {name: replace(task, fit=TextInputs({"input_ids": texts}, 0)) for name, task in fit_data.tasks("gpt2").items()}
+    of = problem(folder / "gpt2", "cross-entropy", given)
+    write(of, 0)
+    each = []
+    for text in texts:
+        ids = torch.tensor([text])
+        with torch.no_grad():
+            logits = of.models.models["a"](input_ids=ids).logits[0, :-1]
+        each += F.cross_entropy(logits, ids[0, 1:], reduction="none").tolist()
+    assert gradients(of, 0)[0] == pytest.approx(sum(each) / len(each), rel=1e-4)
+
+
+def test_zero_shot_heads_are_the_pretrained_models(folder):
+    of = problem(folder / "clip")
+    for expert in of.experts:
+        assert expert.text_head.shape == (4, 8) and not expert.text_head.requires_grad
+        torch.testing.assert_close(expert.text_head.norm(dim=1), torch.ones(4))
+    fresh = tiny.ARCHITECTURES["clip"][0].from_pretrained(folder / "clip" / "base").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(of.experts[0].text_head, fit_data.tasks("clip")["a"].prompts.features(fresh))
+    assert "logit_scale" in of.task_vectors and of.task_vectors["logit_scale"].shape == (2, 1)
+
+
+# -- held-out inputs
+
+
+def test_held_out_objective(folder):
+    given = fit_data.tasks("vit", 30, held_out=50)
+    of = problem(folder / "vit", "entropy", given, held_out=True)
+    write(of, None)
+    expected = 0.0
+    for k, task in enumerate("ab"):
+        inputs = given[task].held_out
+        with torch.no_grad():
+            p = predict(of.models.models[task], inputs.batch(range(50))).softmax(-1)
+        expected += float(-(p * p.log()).sum(-1).mean()) / 2
+        assert of.experts[k].held_out.inputs.labels.tolist() == inputs.labels.tolist()
+    assert of.held_out() == pytest.approx(expected, rel=1e-5)
+    distilled = problem(folder / "vit", "distill", given, held_out=True)
+    assert distilled.held_out() > 1e-3
+    for k in range(2):
+        write(distilled, k)
+        expert = distilled.experts[k]
+        with torch.no_grad():
+            found = distilled._predict(expert, expert.held_out, range(50)).logits
+        torch.testing.assert_close(found, expert.held_out.teacher, rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_of_the_held_out_inputs_is_from_all_over_them(folder, monkeypatch):
+    """Files are often sorted by class: the first ones would be of one."""
+    monkeypatch.setattr(module, "_HELD_OUT", 10)
+    given = fit_data.tasks("vit", 30, held_out=91)
+    of = problem(folder / "vit", "cross-entropy", {n: replace(t, fit=t.held_out) for n, t in given.items()}, held_out=True)
+    source = of.experts[0].held_out.inputs
+    everything = given["a"].held_out
+    assert len(source) == 10
+    chosen = source.batch(range(10))["pixel_values"]
+    assert torch.equal(chosen, everything.batch(range(0, 91, 10))["pixel_values"])
+    assert torch.equal(source.labels, everything.labels[::10])
+    assert torch.equal(source.batch([3])["pixel_values"][0], chosen[3])
+    assert of.held_out() > 0
+
+
+def test_without_held_out_inputs_there_is_no_early_stop(folder):
+    with pytest.raises(UserError, match="task a has no held-out inputs"):
+        problem(folder / "vit", held_out=True)
+
+
+# -- what was kept of the experts, when it is large
+
+
+def test_large_predictions_are_kept_in_files(folder, tmp_path, monkeypatch):
+    given = fit_data.tasks("gpt2", 30, held_out=20)
+    small = problem(folder / "gpt2", "distill", given, held_out=True)
+    monkeypatch.setattr(module, "_IN_MEMORY", 100)
+    large = problem(folder / "gpt2", "distill", given, held_out=True, folder=tmp_path / "run")
+    files = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert len(files) == 4  # two tasks, inputs to fit on and held-out ones
+    for one, other in zip(small.experts, large.experts, strict=True):
+        assert torch.equal(one.fit.teacher, other.fit.teacher)
+        assert torch.equal(one.held_out.teacher, other.held_out.teacher)
+    write(large, None)
+    write(small, None)
+    assert gradients(large, 1)[0] == gradients(small, 1)[0]
+    assert large.held_out() == small.held_out()
+
+
+# -- collapse
+
+
+def watched(of: Problem, values: list[float], task: str = "0") -> list[int]:
+    """What a watch says when the marginal entropies are these: after which steps."""
+    said = []
+    of.say = lambda line: said.append(line)
+    watch = of.watching(None)
+    at = []
+    for done, value in enumerate(values, 1):
+        before = len(said)
+        watch(done, {"watched": {task: {"marginal": value}}})
+        at += [done] * (len(said) - before)
+    return at
+
+
+def test_collapse_is_told_once(folder):
+    of = problem(folder / "vit", "entropy")
+    assert watched(of, [1.6, 1.5, 1.6, 1.5, 1.6, 1.0, 0.9, 0.7, 0.6, 0.1]) == [8]
+    of = problem(folder / "vit", "entropy")
+    assert watched(of, [1.6, 1.5, 1.6, 1.5, 1.6, 1.2, 0.9, 0.8, 1.4, 0.81]) == []
+
+
+def test_marginal_entropy_is_that_of_the_batch_whatever_the_micro_batches(folder):
+    whole, parts = (problem(folder / "vit", "entropy", micro_batch=size) for size in (None, 3))
+    for of in (whole, parts):
+        write(of, 0)
+    (one,), several = list(whole.losses(0, 3)), list(parts.losses(0, 3))
+    assert len(several) == 3
+    assert several[-1].watched["marginal"] == pytest.approx(one.watched["marginal"], rel=1e-5)
+    drawn = torch.randperm(40, generator=torch.Generator().manual_seed(3))[:8]
+    logits = predict(whole.models.models["a"], whole.experts[0].fit.inputs.batch(drawn.tolist()))
+    assert one.watched["marginal"] == pytest.approx(float(marginal_entropy(logits.detach())), rel=1e-5)
+
+
+def test_a_report_is_called_beside_the_watch(folder):
+    told = []
+    watch = problem(folder / "vit", "features").watching(lambda done, logged: told.append((done, logged)))
+    watch(3, {"watched": {"1": {}}})
+    assert told == [(3, {"watched": {"1": {}}})]
+
+
+# -- mistakes
+
+
+def test_mistakes(folder):
+    given = fit_data.tasks("vit")
+    with pytest.raises(UserError, match=r"^task b has no inputs to fit on: name them with --data b=PATH$"):
+        problem(folder / "vit", tasks={"a": given["a"]})
+    with pytest.raises(UserError, match="task a has no inputs to fit on"):
+        problem(folder / "vit", tasks={**given, "a": replace(given["a"], fit=None)})
+    with pytest.raises(UserError, match="task a has no inputs to fit on"):
+        problem(folder / "vit", tasks={**given, "a": replace(given["a"], fit=TensorInputs({"pixel_values": torch.zeros(0, 3, 16, 16)}))})
+    with pytest.raises(UserError, match=r"objective 'entropie': choose one of distill, infomax"):
+        problem(folder / "vit", "entropie")
+    of = problem(folder / "vit", "cross-entropy", given)
+    with pytest.raises(UserError, match="no labels; use distill"):
+        next(iter(of.losses(0, 1)))
+    with pytest.raises(UserError, match="refuses the inputs"):
+        problem(folder / "bert", tasks={name: replace(task, kind="text-classification") for name, task in fit_data.tasks("vit").items()})
+
+
+def test_bfloat16_forward_keeps_fp32_gradients(folder):
+    exact, rounded = (problem(folder / "vit", "distill", precision=p) for p in ("float32", "bfloat16"))
+    for of in (exact, rounded):
+        write(of, None)
+    (value, expected), (other, found) = gradients(exact, 0), gradients(rounded, 0)
+    assert value != other == pytest.approx(value, rel=0.1)
+    one, two = (torch.cat([g.flatten() for g in each.values()]) for each in (expected, found))
+    assert two.dtype == torch.float32 and float(F.cosine_similarity(one, two, dim=0)) > 0.98
+    assert math.isfinite(other)
