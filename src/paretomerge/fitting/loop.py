@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -31,8 +30,8 @@ from torch import Tensor, nn
 
 from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting.learned import Learned
+from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from paretomerge.fitting.scalarization import scalarization
-from paretomerge.preferences import dirichlet
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.writing import write_json, write_safetensors
@@ -63,6 +62,8 @@ class Settings:
     """cosine: to a tenth of lr; constant."""
     alpha: float = 0.3
     """Of the Dirichlet distribution of γ."""
+    sampling: str = "dirichlet"
+    """Of γ: dirichlet, stratified or corners (see ``preference_of_step``)."""
     equal_every: int = 4
     """Every so many steps γ is equal (0: never)."""
     scalarization: str = "linear"
@@ -86,6 +87,8 @@ class Settings:
                 raise UserError(f"{name} must not be negative")
         if self.schedule not in ("cosine", "constant"):
             raise UserError(f"schedule {self.schedule!r}: choose cosine or constant")
+        if self.sampling not in ("dirichlet", "stratified", "corners"):
+            raise UserError(f"sampling {self.sampling!r}: choose dirichlet, stratified or corners")
         scalarization(self.scalarization)
 
 
@@ -208,39 +211,6 @@ def lr_of_step(step: int, settings: Settings) -> float:
     if settings.schedule == "constant":
         return settings.lr
     return settings.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
-
-
-def preference_of_step(step: int, n_tasks: int, settings: Settings) -> Tensor:
-    """γ of a step, (K,) fp64: a function of (seed, step) alone."""
-    if settings.equal_every and step % settings.equal_every == settings.equal_every - 1:
-        return torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64)
-    return torch.from_numpy(dirichlet(n_tasks, 1, settings.alpha, seed_of(settings.seed, step, 1))[0])
-
-
-def tasks_of_step(gamma: Tensor, step: int, settings: Settings) -> tuple[list[int], Tensor]:
-    """The tasks that take part, and the factor on each one's weight that keeps the expectation of the step.
-
-    With γ_k < ε a task takes part with probability γ_k / ε, then with its weight times ε / γ_k.
-    """
-    factors = torch.ones_like(gamma)
-    threshold = settings.skip_below
-    if threshold <= 0:
-        return list(range(len(gamma))), factors
-    generator = torch.Generator().manual_seed(seed_of(settings.seed, step, 2))
-    draws = torch.rand(len(gamma), generator=generator, dtype=torch.float64)
-    chosen = []
-    for k, share in enumerate(gamma.tolist()):
-        if share >= threshold:
-            chosen.append(k)
-        elif float(draws[k]) < share / threshold:
-            chosen.append(k)
-            factors[k] = threshold / share
-    return chosen, factors
-
-
-def seed_of(*parts: int) -> int:
-    """One well-mixed seed from several numbers."""
-    return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in parts]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class _Run:

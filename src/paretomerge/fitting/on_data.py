@@ -15,8 +15,9 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.closed_form import pareto_merging
 from paretomerge.fitting.learned import Learned, Target
-from paretomerge.fitting.loop import Report, Settings, fit_, seed_of
+from paretomerge.fitting.loop import Report, Settings, fit_
 from paretomerge.fitting.problem import Problem
+from paretomerge.fitting.sampling import coverage, seed_of
 from paretomerge.merges.ties import trimmed_and_elected
 from paretomerge.sets.low_rank import LowRank, folded
 from paretomerge.sets.targets import choose_targets
@@ -50,6 +51,7 @@ def pareto_merging_on_data(
     lr: float = 2e-3,
     schedule: Literal["cosine", "constant"] = "cosine",
     alpha: float = 0.3,
+    sampling: Literal["dirichlet", "stratified", "corners"] = "dirichlet",
     equal_every: int = 4,
     scalarization: Literal["linear", "smooth-tchebycheff"] = "linear",
     mu: float = 0.1,
@@ -92,6 +94,7 @@ def pareto_merging_on_data(
         lr: Adam's learning rate.
         schedule: ``"cosine"`` to a tenth, or ``"constant"``.
         alpha: of the Dirichlet distribution of γ.
+        sampling: ``"stratified"``: tasks take turns at the largest share; ``"corners"``: half of the steps at a corner.
         equal_every: every so many steps γ is equal; 0: never.
         scalarization: linear or smooth Tchebycheff.
         mu: μ of smooth Tchebycheff.
@@ -138,6 +141,8 @@ def pareto_merging_on_data(
     learned = Learned(problem.base, vectors, low_rank, task_wise=coefficients == "task")
     problem.task_vectors = {}
     _start(learned, experts, start, lam, rank, targets, fuse_qkv, seed)
+    if rank:
+        _say_coverage(experts.tasks, settings, say)
     fit_(
         learned,
         problem.models.weights,
@@ -244,6 +249,17 @@ def _start(
         if start == "closed-form":  # the outer products hold the same term: A_k = A G_k, or B_k = G_k B
             of_tasks = {"tensor": solution.g, "outer-1": solution.a @ solution.g, "outer-2": solution.g @ solution.b}
             factors.varying.copy_(of_tasks[target.structure])
+
+
+def _say_coverage(tasks: Sequence[str], settings: Settings, say: Callable[[str], None]) -> None:
+    """Tell what the preferences of the steps cover, and warn of a task that hardly ever leads."""
+    covered = coverage(len(tasks), settings)
+    shares = ", ".join(f"{task} {count}" for task, count in zip(tasks, covered.leads, strict=True))
+    say(f"preferences: largest share by steps: {shares}; {covered.visits:.1f} tasks a step")
+    led = sum(covered.leads)
+    for task, count in zip(tasks, covered.leads, strict=True):
+        if count < led / len(tasks) / 2:
+            say(f"warning: few steps prefer {task} ({count} of {led}): use sampling=stratified, or more steps")
 
 
 def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> LowRank:
