@@ -26,8 +26,8 @@ from paretomerge.weights.writing import whole_folder, write_json
 
 STEPS = 6
 """Preferences between two tasks: γ = 0, 1/6, …, 1."""
-SHARES = {0.0: "{task}=0", 0.25: "equal", 0.5: "priority:{task}", 0.75: "{task}=0.75", 1.0: "only:{task}"}
-"""Shares of one task, the others sharing the rest, and how rows name that preference."""
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Shares of one task, the others sharing the rest."""
 RESULTS = "demo.json"
 SEEDS = (0, 1, 2)
 FIT_STEPS = 150
@@ -124,29 +124,38 @@ def measure(shipped: Demo, sets: dict[str, Front], seed: int) -> Iterator[Row]:
     single = {name: front_of(LowRank(tasks, weights, {}), shipped.experts, hashes=False) for name, weights in merged.items()}
     for name, front in {**single, **sets}.items():
         models = {task: front.model("equal", head=task, dtype=torch.float32) for task in tasks}
-        for spec, gamma, measured in wanted(tasks) if name in sets else [("equal", None, tasks)]:
+        for spec, measured in wanted(tasks) if name in sets else [("equal", tasks)]:
             for task in measured:
-                if gamma is not None:
-                    front.apply_(models[task], gamma)
+                front.apply_(models[task], spec)
                 yield _row(name, spec, task, models[task], shipped, seed)
     for task in tasks:  # at λ = 1/K a soup's one-hot preference is the expert itself
         expert = soup.model(f"only:{task}", head=task, dtype=torch.float32)
         yield _row("expert", f"only:{task}", task, expert, shipped, seed)
 
 
-def wanted(tasks: tuple[str, ...]) -> Iterator[tuple[str, preferences.Preference, Iterable[str]]]:
-    """(preference's name, preference, tasks to measure there)."""
+def with_share(share: float, k: int, tasks: tuple[str, ...]) -> str:
+    """The preference that gives task k a share and the others equal parts of the rest, by its shortest name."""
     n_tasks = len(tasks)
-    yield "equal", preferences.equal(n_tasks), tasks
+    names = {1 / n_tasks: "equal", 0.5: f"priority:{tasks[k]}", 1.0: f"only:{tasks[k]}"}
+    rest = (1 - share) / (n_tasks - 1)
+    return names.get(share) or preferences.format([share if j == k else rest for j in range(n_tasks)], tasks)
+
+
+def between(tasks: tuple[str, ...]) -> list[str]:
+    """Preferences between the first two tasks."""
+    others = [0.0] * (len(tasks) - 2)
+    return [preferences.format([step / STEPS, 1 - step / STEPS, *others], tasks) for step in range(STEPS + 1)]
+
+
+def wanted(tasks: tuple[str, ...]) -> Iterator[tuple[str, Iterable[str]]]:
+    """(preference, tasks to measure there)."""
+    yield "equal", tasks
     for k, task in enumerate(tasks):
-        for share, spec in SHARES.items():
-            if spec == "equal":  # of four tasks: measured already
-                continue
-            others = (1 - share) / (n_tasks - 1)
-            yield spec.format(task=task), tuple(share if j == k else others for j in range(n_tasks)), [task]
-    for step in range(STEPS + 1):
-        gamma = (step / STEPS, 1 - step / STEPS, *[0.0] * (n_tasks - 2))
-        yield preferences.format(gamma, tasks), gamma, tasks[:2]
+        for share in SHARES:
+            if (spec := with_share(share, k, tasks)) != "equal":
+                yield spec, [task]
+    for spec in between(tasks):
+        yield spec, tasks[:2]
 
 
 def show(rows: list[Row], tasks: tuple[str, ...], stores: Mapping[str, float], fit: bool) -> None:
@@ -192,22 +201,17 @@ def draw(path: Path, rows: list[Row], tasks: tuple[str, ...], methods: list[str]
     first, second = tasks[:2]
 
     def points(method: str) -> list[Point]:
-        gammas = [(step / STEPS, 1 - step / STEPS, *[0.0] * (len(tasks) - 2)) for step in range(STEPS + 1)]
-        specs = [preferences.format(gamma, tasks) for gamma in gammas]
-        return [(value(rows, method, spec, first), value(rows, method, spec, second)) for spec in specs]
+        return [(value(rows, method, spec, first), value(rows, method, spec, second)) for spec in between(tasks)]
+
+    def gain(method: str, share: float) -> float:
+        return fmean(value(rows, method, with_share(share, k, tasks), task) for k, task in enumerate(tasks))
 
     front_figure(
         path,
         (first, second),
         {method: points(method) for method in methods},
         {name: (value(rows, name, "equal", first), value(rows, name, "equal", second)) for name in (TA, "pretrained")},
-        {
-            method: [
-                (share, fmean(value(rows, method, spec.format(task=task), task) for task in tasks))
-                for share, spec in SHARES.items()
-            ]
-            for method in methods
-        },
+        {method: [(share, gain(method, share)) for share in SHARES] for method in methods},
         (value(rows, "expert", f"only:{first}", first), value(rows, "expert", f"only:{second}", second)),
     )
 

@@ -77,10 +77,14 @@ def main_dtype(weights: Weights) -> torch.dtype:
 
 
 def build_model(weights: Weights, config: Mapping[str, Any]) -> PreTrainedModel:
-    """A live transformers model with these weights, in evaluation mode, in their dtype."""
+    """A live transformers model with these weights, in evaluation mode, in their dtype.
+
+    It owns its parameters: a tensor that is read may be a view of a file's memory map, which whoever moves the model in
+    place would overwrite for all other readers.
+    """
     from transformers.utils import logging
 
-    state: dict[str, Tensor] = {name: weights[name] for name in weights}
+    state: dict[str, Tensor] = {name: weights[name].clone() for name in weights}
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

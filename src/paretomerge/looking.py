@@ -1,0 +1,152 @@
+"""The commands that look at a front and measure it; cli.py registers them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paretomerge.errors import UserError
+from paretomerge.flags import Data, HeadOf, Json, Overwrite, Quiet, Seed
+from paretomerge.terminal import progress, show_rows
+
+
+def evaluate(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    data: Data = None,
+    preference: Annotated[
+        list[str] | None, typer.Option("--preference", "-p", help="Instead of equal, priority and one-hot; may be repeated.")
+    ] = None,
+    sample: Annotated[int, typer.Option("--sample", help="Preferences drawn from the whole simplex beside these.")] = 0,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
+    device: Annotated[str, typer.Option("--device")] = "cpu",
+    dry: Annotated[bool, typer.Option("--dry", help="Do not record the numbers in the front.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a front on held-out inputs (--data) and record the numbers in it, for pick --knee and --at-least."""
+    from paretomerge import api
+    from paretomerge.evaluation.evaluate import evaluate as measured
+    from paretomerge.evaluation.evaluate import sampled, standard_preferences
+    from paretomerge.evaluation.queries import record
+    from paretomerge.front import load_front
+    from paretomerge.recipe import parse_pairs
+
+    opened = load_front(front)
+    tasks = api.load_tasks(opened, parse_pairs(data or [], "--data", "math=data/math.jsonl"), seed=seed)
+    if not tasks:
+        raise UserError("no inputs to measure on: name them with --data NAME=PATH")
+    for task in tasks.values():
+        for line in () if quiet else task.said:
+            print(f"{task.name}: {line}", file=sys.stderr)
+    if preference:
+        wanted = [*preference, *sampled(opened.tasks, sample, seed)]
+    else:
+        wanted = standard_preferences(opened.tasks, sample, seed)
+    with progress("measuring", len(wanted) * len(tasks), 0, quiet) as tick:
+        rows = measured(
+            opened, list(tasks.values()), wanted, seed=seed, batch_size=batch_size, device=device,
+            progress=(lambda row: tick(row["task"], 0)) if tick else None,
+        )  # fmt: skip
+    if not dry:
+        record(front, rows)
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+    elif not quiet:
+        show_rows(rows)
+
+
+def select(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    unseen: Annotated[str, typer.Option("--unseen", metavar="PATH", help="Inputs of a task that no expert knows.")],
+    head: HeadOf = None,
+    classes: Annotated[str | None, typer.Option("--classes", help="cat,dog,…: a zero-shot head for models like CLIP.")] = None,
+    sample: Annotated[int, typer.Option("--sample", help="Preferences to try.")] = 30,
+    seed: Seed = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
+    device: Annotated[str, typer.Option("--device")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Choose a preference for an unseen task: the one whose model is surest of its inputs; no labels are used."""
+    from paretomerge.evaluation.dataspec import DataSpec
+    from paretomerge.evaluation.evaluate import select_unseen
+    from paretomerge.evaluation.tasks import load_task
+    from paretomerge.front import load_front
+
+    opened = load_front(front)
+    spec = DataSpec(path=unseen, classes=classes.split(",") if classes else None)
+    config = opened.head(head).config if head else opened.config
+    task = load_task("unseen", spec, companions=opened.companions, config=config, seed=seed)
+    inputs = task.fit or task.held_out
+    if inputs is None:
+        raise UserError(f"{unseen}: no inputs in it")
+    found = select_unseen(
+        opened, inputs, head=head, prompts=task.prompts, sample=sample, seed=seed, batch_size=batch_size, device=device
+    )
+    if as_json:
+        print(json.dumps(found._asdict(), ensure_ascii=False, indent=2))
+    else:
+        print(
+            f"{found.preference}: mean entropy {found.entropies[found.preference]:.4f}, the smallest of {len(found.entropies)}"
+        )
+
+
+def info(front: Annotated[Path, typer.Argument(help="A front's folder.")], as_json: Json = False) -> None:
+    """Say what a front holds: tasks, method, settings, what it stores, where it comes from."""
+    from paretomerge.front import load_front
+
+    facts = load_front(front).summary()
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in facts.items():
+        for number, line in enumerate(value.items() if isinstance(value, dict) else [("", value)]):
+            name, shown = line
+            text = ", ".join(map(str, shown)) or "none" if isinstance(shown, list) else str(shown)
+            table.add_row(key.replace("_", " ") if number == 0 else "", str(name), text)
+    Console(markup=False, emoji=False, highlight=False).print(table)
+
+
+def methods(as_json: Json = False) -> None:
+    """List the methods with their options: default and meaning."""
+    from paretomerge.options import describe_methods
+
+    rows = describe_methods()
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    for row in rows:
+        console.print(f"\nparetomerge {row['command']} --method {row['name']}", style="bold")
+        console.print(row["summary"])
+        table = Table.grid(padding=(0, 2))
+        for name, option in row["options"].items():
+            table.add_row(f"  {name}", str(option["default"]), option["meaning"])
+        console.print(table)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the front and its picture.")] = Path(
+        "paretomerge-demo"
+    ),
+    fit: Annotated[bool, typer.Option("--fit", help="Fit on unlabelled images, too, with three seeds (minutes).")] = False,
+    seed: Annotated[int, typer.Option(help="Of the closed form's random start.")] = 0,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do the whole job on a small vision transformer and its experts, which come with the package."""
+    from paretomerge.demo.run import run
+
+    run(output, fit=fit, seed=seed, overwrite=overwrite, quiet=quiet, as_json=as_json)
