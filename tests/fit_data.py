@@ -49,7 +49,9 @@ def inputs(kind: str, n: int, seed: int, classes: int | None = None) -> Inputs:
         return TensorInputs({"pixel_values": 2 * torch.randn(n, 3, 16, 16, generator=generator)}, labels)
     if kind == "bert":
         lengths = torch.randint(3, 10, (n,), generator=generator).tolist()
-        return TextInputs({"input_ids": [torch.randint(3, 40, (m,), generator=generator).tolist() for m in lengths]}, 0, labels=labels)
+        return TextInputs(
+            {"input_ids": [torch.randint(3, 40, (m,), generator=generator).tolist() for m in lengths]}, 0, labels=labels
+        )
     ids = torch.randint(3, 40, (n, 8), generator=generator)
     return TensorInputs({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels)
 

@@ -3,6 +3,7 @@
 As a program (``python quadratics.py FOLDER``) it is one of several processes of such a fit; see ``tests/fitting/test_loop.py``.
 """
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paretomerge.errors import Stopped
 from paretomerge.fitting.learned import Learned, Target
 from paretomerge.fitting.loop import Part, Settings, fit_, world
+from paretomerge.fitting.processes import joined
 
 NAMES = ("first.weight", "second.weight", "bias")
 EXAMPLES = 12
@@ -34,7 +37,9 @@ class Quadratics:
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(7)
         base = {name: torch.zeros_like(c[0]) for name, c in self.centres.items()}
-        vectors = {name: torch.randn(c.flatten(1).shape, generator=generator, dtype=c.dtype) for name, c in self.centres.items()}
+        vectors = {
+            name: torch.randn(c.flatten(1).shape, generator=generator, dtype=c.dtype) for name, c in self.centres.items()
+        }
         targets = [
             Target(name, ((name, c.shape[1]),), tuple(c.shape[1:]), min(self.rank, *c.shape[1:]))
             for name, c in self.centres.items()
@@ -105,35 +110,38 @@ def wide() -> Quadratics:
     return problem(2, (64, 64), noise=0.5, rank=1, task_wise=True, batch=5)
 
 
-def process(folder: Path, action: str) -> None:
-    """One process of a fit of ``wide``; what it found goes to ``folder/RANK.pt``."""
-    import os
-    import signal
+def process(folder: Path) -> None:
+    """One process of fits of ``wide``: to the end, to a signal that only process 1 gets, and on from there.
 
-    from paretomerge.fitting.loop import Stopped
-    from paretomerge.fitting.processes import joined
+    What it found goes to ``folder/ACTION-RANK.pt``.
+    """
+    sent: list[int] = []
+    reduce = torch.distributed.all_reduce
 
-    sent = []
+    def recorded(tensor: Tensor, *args: Any, **options: Any) -> Any:
+        sent.append(tensor.numel())
+        return reduce(tensor, *args, **options)
+
+    torch.distributed.all_reduce = recorded
     with joined() as first:
         rank, _ = world()
         assert first == (rank == 0)
-        reduce = torch.distributed.all_reduce
-
-        def recorded(tensor: Tensor, *args: Any, **options: Any) -> Any:
-            sent.append(tensor.numel())
-            return reduce(tensor, *args, **options)
-
-        torch.distributed.all_reduce = recorded
-        quadratics = wide()
-        stop = Interrupt(13, lambda: os.kill(os.getpid(), signal.SIGTERM) if action == "stop" and rank == 1 else None)
-        try:
-            quadratics.fit(DISTRIBUTED, folder=folder / "run", resume=action == "resume", report=stop)
+        for action in ("run", "stop", "resume"):
+            torch.distributed.barrier()  # process 0 has written its state
+            sent.clear()
+            quadratics = wide()
+            stop = Interrupt(13, lambda: signal.raise_signal(signal.SIGTERM) if rank else None)
+            report = stop if action == "stop" else Interrupt(0, lambda: None)
             stopped = ""
-        except Stopped as error:
-            stopped = str(error)
-    torch.save({"phi": quadratics.learned.phi, "sent": sent, "told": stop.told, "stopped": stopped}, folder / f"{action}-{rank}.pt")
+            run = folder / ("run" if action == "run" else "stopped")
+            try:
+                quadratics.fit(DISTRIBUTED, folder=run, resume=action == "resume", report=report)
+            except Stopped as error:
+                stopped = str(error)
+            found = {"phi": quadratics.learned.phi, "sent": list(sent), "told": report.told, "stopped": stopped}
+            torch.save(found, folder / f"{action}-{rank}.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    process(Path(sys.argv[1]), sys.argv[2])
+    process(Path(sys.argv[1]))

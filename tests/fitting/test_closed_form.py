@@ -365,7 +365,15 @@ def test_beta_shrinks(scalarization):
     for beta in (0.0, 0.1, 1.0, 10.0):
         pareto_set = pareto_merging(loaded, rank=3, beta=beta, scalarization=scalarization)
         gammas = torch.eye(3, dtype=torch.float64) - 1 / 3
-        sizes.append(float(sum(torch.tensordot(gamma, t.g.double(), dims=1).square().sum() for t in pareto_set.factors.values() for gamma in gammas)))
+        sizes.append(
+            float(
+                sum(
+                    torch.tensordot(gamma, t.g.double(), dims=1).square().sum()
+                    for t in pareto_set.factors.values()
+                    for gamma in gammas
+                )
+            )
+        )
     assert sizes == sorted(sizes, reverse=True) and sizes[0] > 2 * sizes[-1]
     if scalarization == "linear":
         assert sizes == pytest.approx([sizes[0] / (1 + beta) ** 2 for beta in (0.0, 0.1, 1.0, 10.0)], rel=1e-4)
@@ -401,6 +409,30 @@ def test_smooth_tchebycheff_of_the_whole_model():
         target.g.add_(noise)
         assert value(smooth) > best
         target.g.sub_(noise)
+
+
+def test_the_small_problem_is_the_large_one(monkeypatch):
+    # the K² products and K constants that are left must give the S_k of the whole model, what no target reaches included
+    seen = {}
+
+    def recorded(gram, constants, *args, **kwargs):
+        seen.update(gram=gram, constants=constants)
+        return torch.eye(len(gram), dtype=torch.float64)  # linear scalarisation's solution
+
+    monkeypatch.setattr(closed_form, "tchebycheff_mixing", recorded)
+    K, lam = 3, 0.4
+    base, experts = family(K)
+    pareto_set = pareto_merging(opened(base, experts), rank=2, scale=lam, scalarization="smooth-tchebycheff")
+    d = {name: oracles.deviations(stack(base, experts, [name]), lam).flatten(1) for name in SHAPES}
+    unit = sum(d_name.square().sum() for d_name in d.values()) / K
+    reference = task_arithmetic(opened(base, experts), scale=lam)
+    for gamma in ((1, 0, 0), (0.2, 0.5, 0.3)):
+        weights = pareto_set.at(gamma)
+        moved = {name: (weights[name].double() - reference[name].double()).flatten() for name in SHAPES}
+        whole = sum((moved[name] - d[name]).square().sum(1) for name in SHAPES) / unit
+        x = torch.tensor(gamma, dtype=torch.float64)
+        q = seen["gram"]
+        torch.testing.assert_close(x @ q @ x - 2 * q @ x + q.diagonal() + seen["constants"], whole, rtol=1e-4, atol=1e-6)
 
 
 def test_tasks_keep_their_order():

@@ -33,7 +33,9 @@ everything = pytest.mark.parametrize(
 )
 
 
-def learned(K: int, task_wise: bool, targets: str, dtype: torch.dtype = torch.float64, stored: torch.dtype | None = None) -> Learned:
+def learned(
+    K: int, task_wise: bool, targets: str, dtype: torch.dtype = torch.float64, stored: torch.dtype | None = None
+) -> Learned:
     """Everything random, φ included."""
     generator = torch.Generator().manual_seed(10 * K + task_wise)
 
@@ -104,7 +106,9 @@ def test_builds_the_formula(K, task_wise, targets):
     weights = {name: torch.full_like(base, torch.nan) for name, base in of.base.items()}
     of.build_(weights, gamma)
     for name, expected in theta(of, gamma, of.phi, task_wise).items():
-        torch.testing.assert_close(weights[name], expected, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            weights[name], expected, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_builds_into_any_dtype():

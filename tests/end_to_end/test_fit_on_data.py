@@ -1,0 +1,265 @@
+"""``paretomerge fit --data``: from models and files on disk to a front, stopped and resumed, alone and with two processes."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+import fit_data
+from commands import PROGRAM, apart, contents
+from paretomerge import load_front
+from paretomerge.weights.checkpoint import open_checkpoint
+from task_data import REVIEWS, WORDS, companions, write_csv
+
+STEPS = ("--option", "steps=8", "--option", "rank=3", "--option", "batch=6", "--option", "checkpoint_every=3")
+LOADERS = {"vit": hf.AutoModelForImageClassification, "bert": hf.AutoModelForSequenceClassification, "gpt2": hf.AutoModelForCausalLM}
+
+
+def images(path: Path, seed: int, classes: int) -> None:
+    draw = np.random.default_rng(seed)
+    fit, test = (draw.integers(0, 256, (n, 20, 20, 3), dtype=np.uint8) for n in (24, 12))
+    np.savez(path, fit_images=fit, test_images=test, test_labels=draw.integers(0, classes, 12))
+
+
+def reviews(path: Path, seed: int, classes: int) -> None:
+    write_csv(path, [(f"{text} {' '.join(WORDS[: i % 7])}", i % classes) for i, (text, _) in enumerate(REVIEWS)])
+
+
+def prose(path: Path, seed: int, classes: int) -> None:
+    words = random.Random(seed).choices(WORDS, k=400)
+    path.write_text("\n".join(" ".join(words[i : i + 11]) for i in range(0, 400, 11)))
+
+
+DATA: dict[str, tuple[str, Callable[[Path, int, int], None]]] = {
+    "vit": ("npz", images), "bert": ("csv", reviews), "gpt2": ("txt", prose),
+}  # fmt: skip
+
+
+class Family:
+    """Models of one kind on disk, and data for both tasks beside them."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder = kind, fit_data.save(kind, folder)
+        companions(folder / "base")
+        ending, write = DATA[kind]
+        for seed, (task, classes) in enumerate(fit_data.CLASSES.items()):
+            write(folder / f"{task}.{ending}", seed, classes)
+        self.data = {task: f"{folder / task}.{ending}" for task in fit_data.CLASSES}
+
+    def flags(self, *, data: str = "ab") -> list[str]:
+        words = ["--base", f"{self.folder / 'base'}"]
+        words += [word for task in "ab" for word in ("--expert", f"{task}={self.folder / task}")]
+        return words + [word for task in data for word in ("--data", f"{task}={self.data[task]}")]
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory) -> dict[str, Family]:
+    return {kind: Family(kind, tmp_path_factory.mktemp(kind)) for kind in DATA}
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+# -- the job
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_from_files_to_a_model(cli, families, kind):
+    family = families[kind]
+    options = [*STEPS, "--option", "equal_every=1", "--option", "lr=0.01"]
+    facts = json.loads(cli("fit", *family.flags(), *options, "-o", "front", "--json"))
+    assert facts["method"] == "pareto-merging" and facts["settings"]["objective"] == "distill"
+    assert facts["settings"]["data"] == family.data and facts["settings"]["preset"] == "recommended"
+    lines = metrics(cli.here / "front.run")
+    first, last = (sum(lines[i]["losses"].values()) for i in (0, -1))
+    assert len(lines) == 8 and last < 0.8 * first
+    front = load_front("front")
+    for task in "ab":
+        head = ("--head", task) if front.heads else ()
+        cli("pick", "front", "-p", "a=0.7,b=0.3", *head, "-o", task)
+        picked = LOADERS[kind].from_pretrained(cli.here / task)
+        at = front.at((0.7, 0.3), head=task if front.heads else None)
+        stored = open_checkpoint(cli.here / task)
+        assert set(stored) == set(at) and all(torch.equal(stored[name], at[name]) for name in at)
+        if kind != "gpt2":
+            assert picked.config.num_labels == fit_data.CLASSES[task]
+    equal, one = front.at("equal"), front.at("only:a")
+    assert {name for name in equal if apart(equal[name], one[name]) > 0} == set(front.pareto_set.varying)
+    assert "settings" in cli("info", "front")
+
+
+def test_what_is_said(cli, families):
+    family = families["bert"]
+    err = cli.errors("fit", *family.flags(), *STEPS, "-o", "front")
+    assert "a: text column: text" in err and "b: fit: 10 of" in err  # what was found in the data
+    assert "step 8/8  a 0." in err
+    assert not any(line.startswith("Traceback") for line in err.splitlines())
+    code, out, err = cli.call(["fit", *family.flags(), *STEPS, "-o", "quiet", "--quiet"])
+    assert (code, out, err) == (0, "", "")
+    assert contents(cli.here / "front") == contents(cli.here / "quiet")
+
+
+def test_a_recipe_says_the_same_as_flags(cli, families):
+    family = families["vit"]
+    (cli.here / "recipe.yaml").write_text(
+        f"base: {family.folder}/base\nexperts: {{a: {family.folder}/a, b: {family.folder}/b}}\n"
+        f"data: {{a: {family.data['a']}, b: {{path: {family.data['b']}}}}}\n"
+        "options: {steps: 8, rank: 3, batch: 6, checkpoint_every: 3}\noutput: recipe\n"
+    )
+    cli("fit", "recipe.yaml", "--run", "elsewhere")
+    cli("fit", *family.flags(), *STEPS, "-o", "flags")
+    assert contents(cli.here / "recipe") == contents(cli.here / "flags")
+    assert contents(cli.here / "elsewhere") == contents(cli.here / "flags.run")
+    assert not (cli.here / "recipe.run").exists()
+
+
+def test_the_papers_settings(cli, families):
+    cli("fit", *families["vit"].flags(), "--preset", "paper", "--option", "steps=3", "-o", "front")
+    settings = load_front("front").pareto_set.settings
+    assert (settings["objective"], settings["scalarization"], settings["beta"]) == ("entropy", "smooth-tchebycheff", 0.1)
+    config = json.loads((cli.here / "front.run" / "config.json").read_text())
+    assert config["alpha"] == 0.1 and config["lr"] == 1e-3 and config["schedule"] == "constant"
+
+
+def test_labels_for_cross_entropy(cli, families):
+    cli("fit", *families["bert"].flags(), *STEPS, "--option", "objective=cross-entropy", "-o", "front")
+    assert len(metrics(cli.here / "front.run")) == 8
+    refused = cli.refuses("fit", *families["vit"].flags(), *STEPS, "--option", "objective=cross-entropy", "-o", "other")
+    assert "label" in refused  # its inputs to fit on have none
+
+
+def test_adamerging_is_the_same_at_every_preference(cli, families):
+    cli("fit", *families["vit"].flags(), "-m", "adamerging", "--option", "steps=4", "--option", "ties=0.3", "-o", "front")
+    for preference in ("only:a", "only:b"):
+        cli("pick", "front", "-p", preference, "-o", preference[-1])
+    one, other, base = (open_checkpoint(cli.here / name) for name in ("a", "b", "front"))
+    assert all(torch.equal(one[name], other[name]) and torch.equal(one[name], base[name]) for name in base)
+
+
+# -- the same again, stopped and gone on
+
+
+def test_seeds(cli, families):
+    words = ["fit", *families["vit"].flags(), *STEPS]
+    for name, seed in (("one", 5), ("two", 5), ("three", 6)):
+        cli(*words, "--option", f"seed={seed}", "-o", name)
+    assert contents(cli.here / "one") == contents(cli.here / "two")
+    one, three = (contents(cli.here / name) for name in ("one", "three"))
+    assert one["model.safetensors"] != three["model.safetensors"]
+
+
+LONG = ("--option", "steps=120", "--option", "rank=3", "--option", "batch=6", "--option", "checkpoint_every=50")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_program_goes_on_to_the_same_bytes(cli, families, number):
+    words = ["fit", *families["vit"].flags(), *LONG]
+    cli(*words, "-o", "whole")
+    program = subprocess.Popen([PROGRAM, *words, "-o", "front"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log, lines = cli.here / "front.run" / "metrics.jsonl", random.Random(number).randint(2, 40)
+    try:
+        deadline = time.monotonic() + 100
+        while not log.exists() or log.read_text().count("\n") < lines:
+            assert program.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        program.send_signal(number)
+        out, err = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    done = len(metrics(cli.here / "front.run"))
+    assert lines <= done < 120 and (program.returncode, out) == (130, "")
+    assert err.splitlines()[-1] == f"stopped after step {done} of 120; go on with --resume (state in front.run)"
+    assert "Traceback" not in err and not (cli.here / "front").exists()
+    stopped = contents(cli.here)
+    refused = cli.refuses(*words, "--option", "lr=0.5", "--resume", "-o", "front")
+    assert refused == "front.run: that run had lr = 0.002, not 0.5: resume with the same settings"
+    assert contents(cli.here) == stopped
+    cli(*words, "--resume", "-o", "front")
+    assert contents(cli.here / "front") == contents(cli.here / "whole")
+    assert contents(cli.here / "front.run") == contents(cli.here / "whole.run")
+
+
+# -- two processes
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_front_of_one(cli, families):
+    words = ["fit", *families["vit"].flags(), *STEPS]
+    cli(*words, "-o", "single")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--no-python"]
+    done = subprocess.run([*launcher, PROGRAM, *words, "-o", "front"], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("front: ") == 1 and done.stderr.count("step 8/8") == 1  # one of them speaks
+    assert sorted(contents(cli.here / "front")) == sorted(contents(cli.here / "single"))
+    assert sorted(contents(cli.here / "front.run")) == sorted(contents(cli.here / "single.run"))
+    one, two = load_front("single"), load_front("front")
+    for preference in ("equal", "only:a", "a=0.2,b=0.8"):
+        at, other = one.at(preference), two.at(preference)
+        assert max(apart(at[name], other[name]) for name in at) < 1e-5
+    for alone, both in zip(metrics(cli.here / "single.run"), metrics(cli.here / "front.run"), strict=True):
+        assert alone["gamma"] == both["gamma"] and alone["losses"] == pytest.approx(both["losses"], rel=1e-3)
+    assert not [path.name for path in cli.here.iterdir() if path.name.startswith(".")]
+
+
+# -- mistakes: one line, exit code 2, nothing written
+
+
+MISTAKES = {
+    "no data for a task": (["-d", "a"], "task b has no inputs to fit on: name them with --data b=PATH"),
+    "an unknown task": (["--data", "c={a}"], "unknown task in data 'c' (known: a, b)"),
+    "no such file": (["--data", "b={folder}/absent.csv"], "data of task b: {folder}/absent.csv: no such file or folder"),
+    "data of another kind": (["--data", "b={folder}/base/tokenizer.json"], "data of task b: "),
+    "wrong labels": (["--data", "b={folder}/wrong.csv", "--option", "objective=cross-entropy"], "labels that the head does not know"),
+    "labels beyond the head": (["--data", "b={folder}/beyond.csv", "--option", "objective=cross-entropy"], "has the label 9, but the head"),
+    "the same twice": (["--data", "a={b}"], "a is given twice"),
+    "no path": (["--data", "a"], "write a name, = and a value"),
+    "nothing to resume": (["--resume"], "front.run: no saved state to resume from"),
+    "an unknown preset": (["--preset", "papers"], "preset"),
+    "a base merge": (["--on", "ties"], "use the option ties for AdaMerging++"),
+    "a method without data": (["-m", "soup"], "unknown set fitted on data 'soup'"),
+    "an unknown option": (["--option", "batches=3"], "unknown option 'batches', did you mean 'batch'?"),
+    "an unknown objective": (["--option", "objective=kl"], "objective must be distill or infomax or"),
+    "no steps": (["--option", "steps=-1"], "steps must not be negative"),
+    "no batch": (["--option", "batch=0"], "batch and micro_batch must be at least 1"),
+    "no such device": (["--option", "device=tpus"], "device 'tpus'"),
+    "no held-out inputs": (["--data", "b={folder}/unlabelled.csv", "--option", "patience=1"], "task b has no held-out inputs"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(cli, families, mistake):
+    family = families["bert"]
+    write_csv(family.folder / "wrong.csv", [(text, f"mood{i}") for i, (text, _) in enumerate(REVIEWS)])
+    write_csv(family.folder / "beyond.csv", [(text, i % 10) for i, (text, _) in enumerate(REVIEWS)])
+    write_csv(family.folder / "unlabelled.csv", [(text,) for text, _ in REVIEWS], ("text",))
+    words, message = MISTAKES[mistake]
+    replaced = {word.split("=")[0] for flag, word in zip(words, words[1:], strict=False) if flag == "--data" and mistake != "the same twice"}
+    tasks = "a" if words[0] == "-d" else "".join(task for task in "ab" if task not in replaced)
+    places = {"folder": family.folder, **family.data}
+    extra = [word.format(**places) for word in (words if words[0] != "-d" else [])]
+    refused = cli.refuses("fit", *family.flags(data=tasks), *STEPS, *extra, "-o", "front")
+    assert message.format(**places) in refused
+
+
+@pytest.mark.parametrize("words", [("--run", "run"), ("--resume",), ("--preset", "paper")])
+def test_what_belongs_to_a_fit_on_data(cli, families, words):
+    refused = cli.refuses("fit", *families["vit"].flags(data=""), *words, "-o", "front")
+    assert "belong to a fit on data" in refused
+
+
+def test_a_damaged_state(cli, families):
+    words = ["fit", *families["vit"].flags(), *STEPS]
+    cli(*words, "-o", "front")
+    (cli.here / "front.run" / "state.safetensors").write_bytes(b"not a state")
+    refused = cli.refuses(*words, "--resume", "-o", "front", "--overwrite")
+    assert refused.startswith("front.run/state.safetensors: damaged (") and refused.endswith("start again without --resume")
