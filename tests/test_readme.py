@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import task_data
 import tiny
 from paretomerge.cli import main
 
@@ -43,6 +44,10 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "models").mkdir()
     for name, folder in {"base": base, "math": experts["a"], "code": experts["b"]}.items():
         folder.rename(tmp_path / "models" / name)
+    task_data.companions(tmp_path / "models" / "base")
+    (tmp_path / "data").mkdir()
+    for name, sentence in {"math": "the cat sat on the mat .", "code": "a very good film ?"}.items():
+        (tmp_path / "data" / f"{name}.txt").write_text(f"{sentence}\n" * 400)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     done = {"sh": 0, "python": 0, "yaml": 0}

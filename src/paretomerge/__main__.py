@@ -1,0 +1,5 @@
+"""``python -m paretomerge``, and ``torchrun … -m paretomerge``: the command line."""
+
+from paretomerge.cli import main
+
+main()
