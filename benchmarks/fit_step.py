@@ -198,7 +198,6 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
     if case["what"] == "memory of a floor":
         del learned
         problem.base = {}
-        floor(1)
         memory["models"] = anonymous(os.getpid()) / MIB
         with peak_memory(memory, "peak"):
             floor(1)

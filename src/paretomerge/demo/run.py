@@ -105,7 +105,7 @@ def fitted(shipped: Demo, say: Callable[[str], None]) -> list[Row]:
     for seed in SEEDS:
         for name, method in ((ADA, "adamerging"), (PM_FITTED, "pareto-merging")):
             front = api.fit(
-                shipped.experts, method, data=shipped.tasks, hashes=False, seed=seed, steps=FIT_STEPS, batch=32, lr=2e-3,
+                shipped.experts, method, data=shipped.tasks, hashes=False, seed=seed, steps=FIT_STEPS, batch=16, lr=2e-3,
                 objective="distill",
             )  # fmt: skip
             say(f"{name}: fitted with seed {seed}")
