@@ -22,6 +22,8 @@ and the activations of one task (what a floor of one task takes beyond weights a
 """
 
 import argparse
+import ctypes
+import gc
 import itertools
 import json
 import os
@@ -65,8 +67,7 @@ def _write_vits(folder: Path, names: list[str], small: bool) -> None:
     import torch
     from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
-    sizes: dict[str, Any] = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    config = ViTConfig(image_size=224, patch_size=32, num_labels=CLASSES, **(sizes if small else {}))
+    config = tiny_vit(num_labels=CLASSES) if small else ViTConfig(image_size=224, patch_size=32, num_labels=CLASSES)
     torch.manual_seed(0)
     base = ViTModel(config, add_pooling_layer=False)
     base.save_pretrained(folder / names[0])
@@ -78,6 +79,13 @@ def _write_vits(folder: Path, names: list[str], small: bool) -> None:
                 weight.add_(0.001 * torch.randn(weight.shape))
         expert.save_pretrained(folder / name)
         print(f"made vit-b-32 {name}", file=sys.stderr)
+
+
+def tiny_vit(**options: Any) -> Any:
+    from transformers import ViTConfig
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    return ViTConfig(image_size=224, patch_size=32, **{**sizes, **options})
 
 
 def inputs_of(name: str, k: int, small: bool) -> list[dict[str, Any]]:
@@ -127,7 +135,62 @@ def peak_memory(into: dict[str, float], what: str) -> Iterator[None]:
         into[what] = max(highest, anonymous(os.getpid())) / MIB
 
 
+def tidy(name: str) -> float:
+    """Anonymous memory, in MiB, with nothing left over, and with all that a first forward and backward loads."""
+    model = ready(name, None)
+    model(**{key: x[:1] for key, x in inputs_of(name, 2, True)[0].items()}).last_hidden_state.sum().backward()
+    del model
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return anonymous(os.getpid()) / MIB
+
+
+def ready(name: str, folder: str | None, **options: Any) -> Any:
+    """A backbone, in evaluation mode; without a folder a tiny one."""
+    import transformers
+
+    if name == "gpt2":
+        cls, config = transformers.GPT2Model, transformers.GPT2Config(n_embd=64, n_layer=1, n_head=4, vocab_size=512)
+    else:
+        cls, config, options = transformers.ViTModel, tiny_vit(num_hidden_layers=1), {"add_pooling_layer": False}
+    return (cls.from_pretrained(folder, **options) if folder else cls(config, **options)).eval()
+
+
 # ------------------------------------------------------------------------------------------------ one process: ours
+
+
+def plain_loss(name: str, objective: str, model: Any, batch: dict[str, Any], teacher: Any = None) -> Any:
+    """What the floor runs forward and backward."""
+    from paretomerge.fitting.objectives import OBJECTIVES, Predictions
+
+    logits = model(**batch).logits
+    if name == "gpt2":
+        logits = logits[:, :-1].flatten(0, 1)
+        teacher = None if teacher is None else teacher[:, :-1].flatten(0, 1).float()
+    return OBJECTIVES[objective](Predictions(logits, teacher))
+
+
+def activations(case: dict[str, Any]) -> dict[str, Any]:
+    """What one task's forward and backward takes beyond weights and gradients."""
+    import transformers
+
+    name, k = case["model"], case["k"]
+    batch = inputs_of(name, k, case["small"])[0]
+    cls = transformers.GPT2LMHeadModel if name == "gpt2" else transformers.ViTForImageClassification
+    tidy(name)
+    model = cls.from_pretrained(case["models"][1]).eval()
+    ctypes.CDLL(None).malloc_trim(0)
+    memory = {"before": anonymous(os.getpid()) / MIB}
+    teacher = None
+    if case["objective"] == "distill":
+        import torch
+
+        with torch.no_grad():
+            teacher = model(**batch).logits
+    with peak_memory(memory, "peak"):
+        plain_loss(name, case["objective"], model, batch, teacher).backward()
+    gradients = sum(p.nbytes for p in model.parameters()) / MIB
+    return {"memory": memory | {"activations": memory["peak"] - memory["before"] - gradients}}
 
 
 def ours(case: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +201,6 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
     from paretomerge.evaluation.tasks import Task
     from paretomerge.fitting.learned import Learned, Target
     from paretomerge.fitting.loop import Settings, fit_
-    from paretomerge.fitting.objectives import OBJECTIVES, Predictions
     from paretomerge.fitting.problem import Problem
     from paretomerge.sets.targets import choose_targets
     from paretomerge.weights.experts import load_experts
@@ -146,7 +208,7 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
     name, k, objective = case["model"], case["k"], case["objective"]
     base, *others = (Path(m) for m in case["models"])
     inputs = inputs_of(name, k, case["small"])
-    memory = {"before": anonymous(os.getpid()) / MIB}
+    memory = {"before": tidy(name)}
     experts = load_experts(base, {folder.name: folder for folder in others})
     kind, metric = ("language-modelling", "perplexity") if name == "gpt2" else ("image-classification", "accuracy")
     tasks = {t: Task(t, kind, TensorInputs(x), None, metric) for t, x in zip(experts.tasks, inputs, strict=True)}
@@ -178,15 +240,9 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
     learned.view("lambda").fill_(1 / k)
     weights = problem.models.weights
 
-    def floor(count: int = k) -> None:
-        for i, expert in enumerate(problem.experts[:count]):
-            logits = expert.model(**inputs[i]).logits
-            if name == "gpt2":
-                logits = logits[:, :-1].flatten(0, 1)
-            teacher = expert.fit.teacher
-            if teacher is not None:
-                teacher = (teacher[:, :-1].flatten(0, 1) if name == "gpt2" else teacher).float()
-            OBJECTIVES[objective](Predictions(logits, teacher)).backward()
+    def floor() -> None:
+        for expert, batch in zip(problem.experts, inputs, strict=True):
+            plain_loss(name, objective, expert.model, batch, expert.fit.teacher).backward()
         for weight in weights.values():
             weight.grad = None
 
@@ -195,14 +251,6 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
         "weights_mib": sum(w.nbytes for w in weights.values()) / MIB,
         "phi": learned.phi.numel(),
     }
-    if case["what"] == "memory of a floor":
-        del learned
-        problem.base = {}
-        memory["models"] = anonymous(os.getpid()) / MIB
-        with peak_memory(memory, "peak"):
-            floor(1)
-        return facts | {"memory": memory}
-
     steps, floors, count = [], [], []
     clock = Clock()
     skipping = case["what"] == "skipping"
@@ -236,16 +284,14 @@ def fusionbench(case: dict[str, Any]) -> dict[str, Any]:
     from importlib.metadata import version
 
     import torch
-    import transformers
     from fusion_bench.method.adamerging.entropy_loss import entropy_loss
     from fusion_bench.models.wrappers.layer_wise_fusion import LayerWiseMergedModel, get_layer_wise_weights
     from torch import nn
 
     name, k = case["model"], case["k"]
     inputs = inputs_of(name, k, case["small"])
-    memory = {"before": anonymous(os.getpid()) / MIB}
-    cls, options = (transformers.GPT2Model, {}) if name == "gpt2" else (transformers.ViTModel, {"add_pooling_layer": False})
-    pretrained, *finetuned = (cls.from_pretrained(folder, **options).eval() for folder in case["models"])
+    memory = {"before": tidy(name)}
+    pretrained, *finetuned = (ready(name, folder) for folder in case["models"])
     heads = [nn.Linear(pretrained.config.hidden_size, CLASSES).requires_grad_(False) for _ in range(k)]
 
     def logits(output: Any, i: int, table: Any) -> Any:
@@ -253,7 +299,7 @@ def fusionbench(case: dict[str, Any]) -> dict[str, Any]:
         return (hidden[:, :-1] @ table.T).flatten(0, 1) if name == "gpt2" else heads[i](hidden[:, 0])
 
     if case["what"] != "memory":
-        leaf = cls.from_pretrained(case["models"][0], **options).eval()
+        leaf = ready(name, case["models"][0])
 
     def floor() -> None:
         table = leaf.get_input_embeddings().weight if name == "gpt2" else None
@@ -348,7 +394,8 @@ def rows_of(name: str, k: int, arguments: argparse.Namespace) -> Iterator[dict[s
             row = compared(row, child(python, changed))
             if what != "skipping":
                 memory = child(python, {**changed, "what": "memory", "steps": 2})["memory"]
-                row |= {"memory_mib": memory["peak"] - memory["before"], "memory": memory}
+                highest = max(memory["peak"], memory.get("preparing", 0.0))
+                row |= {"memory_mib": highest - memory["before"], "memory": memory}
         except RuntimeError as failure:
             print(f"  {failure}", file=sys.stderr)
             row["error"] = str(failure)
@@ -357,8 +404,7 @@ def rows_of(name: str, k: int, arguments: argparse.Namespace) -> Iterator[dict[s
     if "ours" in arguments.only:
         row = one("ours", "every task", sys.executable)
         if "error" not in row:
-            row["floor_memory"] = least = child(sys.executable, {**case, "what": "memory of a floor"})["memory"]
-            row["activations_mib"] = least["peak"] - least["models"] - row["weights_mib"]
+            row["activations_mib"] = child(sys.executable, {**case, "what": "activations"})["memory"]["activations"]
             row["memory_limit_mib"] = row["weights_mib"] * (k + 3) + row["activations_mib"]
         yield row
         if k > 2:
@@ -416,7 +462,8 @@ def main() -> None:
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        run: Callable[[dict[str, Any]], dict[str, Any]] = ours if arguments.child["tool"] == "ours" else fusionbench
+        runs: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"ours": ours, "FusionBench": fusionbench}
+        run = activations if arguments.child["what"] == "activations" else runs[arguments.child["tool"]]
         print(json.dumps(run(arguments.child)))
         return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,7 @@ class Problem:
         self.autocast = precision == "bfloat16"
         sources = {name: _sources(name, tasks.get(name), objective, held_out=held_out) for name in experts.tasks}
         self.models = SharedModels(experts, heads_of(experts), experts.merged, device)
+        gc.collect()  # reference cycles hold the weights that loading made and sharing replaced: up to K models
         self.base = {name: weight.detach().clone() for name, weight in self.models.weights.items()}
         self.task_vectors = {
             name: experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)
