@@ -167,7 +167,7 @@ def test_seeds(cli, families):
 LONG = ("--option", "steps=120", "--option", "rank=3", "--option", "batch=6", "--option", "checkpoint_every=50")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_program_goes_on_to_the_same_bytes(cli, families, number):
     words = ["fit", *families["vit"].flags(), *LONG]
     cli(*words, "-o", "whole")

@@ -159,7 +159,7 @@ def test_heads_travel(folder, learned, tmp_path):
 def test_every_objective_falls(folder, kind, objective):
     told = []
     run = FitRun(report=lambda done, logged: told.append(logged["losses"]))
-    fit(folder / kind, run=run, objective=objective, steps=24, batch=40, rank=2, lr=4e-3, equal_every=1, schedule="constant")
+    fit(folder / kind, run=run, objective=objective, steps=12, batch=40, rank=2, lr=8e-3, equal_every=1, schedule="constant")
     means = [sum(each.values()) / 2 for each in told]
     assert all(map(math.isfinite, means)) and means[-1] < means[0] - 0.01 * abs(means[0]), (means[0], means[-1])
 

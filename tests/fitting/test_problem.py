@@ -56,7 +56,7 @@ def gradients(of: Problem, k: int, seed: int = 5) -> tuple[float, dict[str, torc
     return total, found
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 7, 8, 20])
+@pytest.mark.parametrize("micro_batch", [1, 3, 20])
 @pytest.mark.parametrize(
     "kind, objective",
     [

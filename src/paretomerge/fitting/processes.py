@@ -18,5 +18,6 @@ def joined() -> Iterator[bool]:
     torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield torch.distributed.get_rank() == 0
+        torch.distributed.barrier()  # one that leaves while another still listens makes that one abort
     finally:
         torch.distributed.destroy_process_group()
