@@ -144,7 +144,7 @@ def _fit_on_data(
         for line in task.said:
             run.say(f"{task.name}: {line}")
     pareto_set = function(experts, tasks, folder=run.folder, resume=run.resume, report=run.report, say=run.say, **settings)
-    pareto_set.settings["preset"] = preset
+    pareto_set.settings |= {"fitted": method, "preset": preset}
     pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     return front_of(pareto_set, experts, hashes=hashes)
 
