@@ -171,24 +171,27 @@ def plain_loss(name: str, objective: str, model: Any, batch: dict[str, Any], tea
 
 
 def activations(case: dict[str, Any]) -> dict[str, Any]:
-    """What one task's forward and backward takes beyond weights and gradients."""
+    """What the forward and backward of one task after the other takes beyond weights and their gradients."""
+    import torch
     import transformers
 
     name, k = case["model"], case["k"]
-    batch = inputs_of(name, k, case["small"])[0]
+    inputs = inputs_of(name, k, case["small"])[:2]
     cls = transformers.GPT2LMHeadModel if name == "gpt2" else transformers.ViTForImageClassification
     tidy(name)
     model = cls.from_pretrained(case["models"][1]).eval()
+    teachers: list[Any] = [None, None]
+    if case["objective"] == "distill":
+        with torch.no_grad():
+            teachers = [model(**batch).logits for batch in inputs]
+    gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     memory = {"before": anonymous(os.getpid()) / MIB}
-    teacher = None
-    if case["objective"] == "distill":
-        import torch
-
-        with torch.no_grad():
-            teacher = model(**batch).logits
     with peak_memory(memory, "peak"):
-        plain_loss(name, case["objective"], model, batch, teacher).backward()
+        for _ in range(2):
+            for batch, teacher in zip(inputs, teachers, strict=True):
+                plain_loss(name, case["objective"], model, batch, teacher).backward()
+            model.zero_grad()
     gradients = sum(p.nbytes for p in model.parameters()) / MIB
     return {"memory": memory | {"activations": memory["peak"] - memory["before"] - gradients}}
 
