@@ -26,6 +26,8 @@ _IN_MEMORY = 1 << 29
 """Up to this many bytes a task's expert predictions are kept in memory, beyond that in a file of the run's folder."""
 _HELD_OUT = 256
 """Held-out inputs a task that early stopping looks at."""
+_WATCHED = 1 << 22
+"""About so many probabilities of a micro-batch are looked at for it; of a large vocabulary, those of some tokens."""
 _COLLAPSE = 0.5
 """Marginal entropy below this share of its first value is reported."""
 
@@ -87,7 +89,8 @@ class Problem:
         sources = {name: _sources(name, tasks.get(name), objective, held_out=held_out) for name in experts.tasks}
         self.models = SharedModels(experts, heads_of(experts), experts.merged, device)
         gc.collect()  # reference cycles hold the weights that loading made and sharing replaced: up to K models
-        self.base = {name: weight.detach().clone() for name, weight in self.models.weights.items()}
+        # read again and not cloned: an fp32 file on a processor stays mapped, and takes no memory of its own
+        self.base = {name: experts.base[name].to(device, torch.float32) for name in self.models.weights}
         self.task_vectors = {
             name: experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)
             for name in experts.merged
@@ -125,7 +128,7 @@ class Problem:
             loss = OBJECTIVES[self.objective](predictions)
             watched = {}
             if self.objective != "features":
-                shares = predictions.logits.detach().softmax(-1)
+                shares = predictions.logits.detach()[:: 1 + predictions.logits.numel() // _WATCHED].softmax(-1)
                 total, count = total.to(shares) + shares.sum(0), count + len(shares)
                 watched["marginal"] = float(shannon(total / count))
             yield Part(loss, len(indices) / len(drawn), watched)
@@ -177,11 +180,11 @@ class Problem:
         if expert.task.kind != "language-modelling" or self.objective == "features":
             return Predictions(outputs.float(), teacher, labels)
         # position t predicts token t + 1
-        tokens = batch["input_ids"]
-        counts = batch.get("attention_mask", torch.ones_like(tokens))[:, 1:].bool()
+        tokens = batch["input_ids"][:, 1:]
+        mask = batch["attention_mask"][:, 1:].bool() if "attention_mask" in batch else None
         if teacher is not None:
-            teacher = teacher[:, : counts.shape[1]][counts]
-        return Predictions(outputs[:, :-1][counts].float(), teacher, tokens[:, 1:][counts])
+            teacher = _counted(teacher[:, : tokens.shape[1]], mask)
+        return Predictions(_counted(outputs[:, :-1], mask).float(), teacher, _counted(tokens, mask))
 
     def _outputs(self, expert: _Expert, batch: dict[str, Tensor]) -> Tensor:
         """Logits, or for feature matching the mean over tokens of the last hidden state."""
@@ -234,6 +237,11 @@ def _sources(name: str, task: Task | None, objective: str, *, held_out: bool) ->
     if task.held_out is None:
         raise UserError(f"task {name} has no held-out inputs: early stopping (patience) needs them")
     return _Source(task.fit), _Source(_Spread(task.held_out, _HELD_OUT))
+
+
+def _counted(each: Tensor, mask: Tensor | None) -> Tensor:
+    """(inputs, tokens, …) -> (n, …), the tokens that count; all of them by a view, whose gradient is far cheaper."""
+    return each.flatten(0, 1) if mask is None or bool(mask.all()) else each[mask]
 
 
 def _room(shape: Sequence[int], dtype: torch.dtype, folder: Path | None, name: str) -> Tensor:
