@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
 
 
 class Objective(NamedTuple):
@@ -26,7 +29,7 @@ class Evaluator(Protocol):
     def objectives(self) -> Sequence[Objective]:
         """The K metrics, in the order of the columns of a result."""
 
-    def __call__(self, coefficients: NDArray, tasks: Sequence[int] | None = None) -> NDArray:
+    def __call__(self, coefficients: Matrix, tasks: Sequence[int] | None = None) -> Matrix:
         """Metrics (Q, K) in fp64 at coefficients (Q, N).
 
         Args:
