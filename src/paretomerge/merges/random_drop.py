@@ -40,7 +40,7 @@ def dare_linear(
         seed: of the random masks; the same seed gives the same bytes.
     """
     lambdas = per_task(scale, experts.tasks, "scale")
-    keep, drop = _dropout(experts, density, seed)
+    keep, drop = dropout(experts, density, seed)
     factors = lambdas / keep if rescale else lambdas
 
     def rule_for(name: str) -> Rule:
@@ -72,7 +72,7 @@ def dare_ties(
         seed: of the random masks.
     """
     w = per_task(weights, experts.tasks, "weights")
-    keep, drop = _dropout(experts, density, seed)
+    keep, drop = dropout(experts, density, seed)
 
     def rule_for(name: str) -> Rule:
         drop_ = drop(name)
@@ -182,7 +182,7 @@ def _ascending(v: NDArray[np.floating]) -> NDArray[np.int64]:
     return order.view(np.int64)
 
 
-def _dropout(experts: Experts, density: PerTask, seed: int) -> tuple[Tensor, Callable[[str], _Drop]]:
+def dropout(experts: Experts, density: PerTask, seed: int) -> tuple[Tensor, Callable[[str], _Drop]]:
     """The keep probabilities in use, (K, 1, 1), and for each tensor's name the function that drops entries in place."""
     wanted = per_task(density, experts.tasks, "density")
     if not bool(((wanted > 0) & (wanted <= 1)).all()):

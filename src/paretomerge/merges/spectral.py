@@ -25,12 +25,18 @@ def tsv(experts: Experts, *, scale: float = 1.0) -> Weights:
     def combine(name: str, base: Tensor, v: Tensor) -> Tensor:
         if not is_matrix(name, base.shape):
             return base + scale * v.mean(0)
-        kept = max(1, min(base.shape) // len(v))
-        triplets = [_svd(v_k, kept) for v_k in v]
-        u, s, v_t = (torch.cat(parts, dim) for parts, dim in zip(zip(*triplets, strict=True), (1, 0, 0), strict=True))
-        return base + scale * (_nearest_orthonormal(u) * s) @ _nearest_orthonormal(v_t.T).T
+        u, s, v_t = orthogonal_triplets(v)
+        return base + scale * (u * s) @ v_t
 
     return by_tensor(experts, combine)
+
+
+def orthogonal_triplets(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """U⊥ (m, R), Σ (R,) and V⊥ᵀ (R, n) of task matrices (K, m, n): K blocks of R/K = ⌊min(m, n)/K⌋ (at least 1), one a task."""
+    kept = max(1, min(v.shape[1:]) // len(v))
+    triplets = [_svd(v_k, kept) for v_k in v]
+    u, s, v_t = (torch.cat(parts, dim) for parts, dim in zip(zip(*triplets, strict=True), (1, 0, 0), strict=True))
+    return _nearest_orthonormal(u), s, _nearest_orthonormal(v_t.T).T
 
 
 def iso_c(experts: Experts, *, scale: float = 1.0) -> Weights:

@@ -39,3 +39,12 @@ class Evaluator(Protocol):
         Returns:
             In the metrics' own units. An evaluation that failed twice is a row of NaN, never a number.
         """
+
+
+def losses(metrics: Matrix, objectives: Sequence[Objective]) -> Matrix:
+    """Metrics (P, K) with the sign that makes smaller better.
+
+    >>> losses(np.array([[0.9, 12.0]]), [Objective("a", "accuracy"), Objective("b", "perplexity", larger_is_better=False)])
+    array([[-0.9, 12. ]])
+    """
+    return metrics * np.array([-1.0 if objective.larger_is_better else 1.0 for objective in objectives])

@@ -2,6 +2,7 @@
 
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.sets.searched import Searched
 from paretomerge.sets.soup import Soup
 
-SETS: dict[str, type[ParetoSet]] = {kind.method: kind for kind in (Soup, LowRank)}
+SETS: dict[str, type[ParetoSet]] = {kind.method: kind for kind in (Soup, LowRank, Searched)}
