@@ -65,21 +65,22 @@ def sample(count: int, within: Box, method: Sampling = "sobol", *, anchors: bool
         count: how many, anchors among them.
         within: the box.
         method: ``"uniform"``: independent, as in the paper; ``"sobol"``: scrambled Sobol points, which leave no gaps;
-            ``"grid"``: the finest full grid that is no larger than ``count``, filled up with Sobol points.
+            ``"grid"``: the finest full grid that is no larger than ``count``, filled up with Sobol points (these alone, if two
+            levels are too many).
         anchors: begin with the corners that have one coefficient at its highest and the others at their lowest (of [0, 1]^N:
             the experts), and with equal coefficients c = t·1 from the lowest to the highest corner.
         seed: of what is random.
     """
     n = len(within.low)
     rng = np.random.default_rng(seed)
-    first = [anchor_points(n)[:count]] if anchors else []
-    if method == "grid":
-        levels = max(1, math.floor(count ** (1 / n) + 1e-9))
-        axis = np.linspace(0, 1, levels) if levels > 1 else np.array([0.5])
-        first.append(np.stack(np.meshgrid(*[axis] * n, indexing="ij"), -1).reshape(-1, n))
+    levels = math.floor(count ** (1 / n) + 1e-9) if method == "grid" else 1
+    if levels > 1:  # its corners are the one-hot points, its diagonal c = t·1
+        first = np.stack(np.meshgrid(*[np.linspace(0, 1, levels)] * n, indexing="ij"), -1).reshape(-1, n)
+    else:
+        first = anchor_points(n) if anchors else np.empty((0, n))
     # enough for every point that is already there
     rest = rng.random((2 * count, n)) if method == "uniform" else _sobol(2 * count, n, rng)
-    points = np.concatenate([*first, rest])
+    points = np.concatenate([first, rest])
     _, places = np.unique(points, axis=0, return_index=True)
     return within.scaled(points[np.sort(places)[:count]])
 

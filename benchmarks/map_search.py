@@ -1,0 +1,271 @@
+"""MAP on the demo's tasks: does it find the front that direct search finds, and with how many evaluations?
+
+    .venv/bin/python benchmarks/map_search.py                       # everything; about an hour on a free core
+    .venv/bin/python benchmarks/map_search.py --pairs 1 --triples 0 --seeds 1 --inputs 50   # does it run?
+
+All subsets of two (and some of three) of the demo's four experts, accuracy on labelled images, box [0, 1]^N. Every evaluation
+is kept in `benchmarks/.cache` (PARETOMERGE_CACHE names another folder), so a stopped run goes on. For each subset:
+
+    direct      200 c for two tasks, 300 for three: a grid, filled up; its non-dominated points
+    MAP         30 or 50 c (Sobol points and anchors), NSGA-III on the surrogates; its front is measured: all points that the
+                win rate compares were evaluated
+    win rate    of MAP's front over direct search's (a tie counts one half; the paper's count, ties lost, beside it)
+    R²          of each surrogate on held-out c, and of the whole front: measured against predicted
+    Bayesian    6 + 2 × 3 c (N = 2) against 6, 9 and 12 at random, many seeds. The truth here is a smoothing spline
+                (RBF, thin plate) of everything that was evaluated of that pair, since each front has to be measured for a
+                fair distance: IGD and GD to the spline's own front from a 101 × 101 grid, metrics scaled by that front
+    nested      all four tasks, 10 preferences: task-evaluations, and the preference-weighted accuracy beside plain MAP
+
+Results go to benchmarks/results/map_search.json.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.interpolate import RBFInterpolator
+
+from paretomerge import api, preferences
+from paretomerge.demo.run import assets
+from paretomerge.evaluation.evaluate import measure
+from paretomerge.evaluation.metrics import generational_distance, inverted_generational_distance, non_dominated, win_rate
+from paretomerge.evaluation.tasks import DataSpec
+from paretomerge.export.heads import heads_of
+from paretomerge.fitting.shared_models import SharedModels
+from paretomerge.search.bayesian import bayesian
+from paretomerge.search.direct import direct_search
+from paretomerge.search.nested import nested
+from paretomerge.search.objective import Objective
+from paretomerge.search.plain import plain
+from paretomerge.search.sampling import box
+from paretomerge.search.surrogate import r_squared
+from paretomerge.sets.choice import choose
+from paretomerge.weights.experts import load_experts
+
+HERE = Path(__file__).resolve().parent
+CACHE = Path(os.environ.get("PARETOMERGE_CACHE") or HERE / ".cache")
+COMPARED = 40
+"""Points of MAP's front that are measured for the win rate."""
+
+
+class Live:
+    """Accuracy of θ(c) on every task of the demo, c over all its experts; one live model for each head, kept in a file."""
+
+    def __init__(self, inputs: int) -> None:
+        root = assets()
+        names = sorted(folder.name for folder in (root / "experts").iterdir())
+        self.experts = load_experts(root / "pretrained", {name: root / "experts" / name for name in names})
+        data = {name: DataSpec(path=str(root / "data" / f"{name}.npz"), limit_evaluate=inputs) for name in names}
+        self.tasks = api.load_tasks(self.experts, data)
+        self.names = tuple(names)
+        self.base = {name: self.experts.base[name].float() for name in self.experts.merged}
+        self.vectors = {name: self.experts.task_vectors(name) for name in self.experts.merged}
+        self.models = SharedModels(self.experts, heads_of(self.experts), self.experts.merged, torch.device("cpu"))
+        CACHE.mkdir(parents=True, exist_ok=True)
+        self.file = CACHE / f"map_search-{inputs}.jsonl"
+        rows = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
+        self.known: dict[tuple[Any, ...], float] = {(*c, task): value for c, task, value in rows}
+
+    def accuracy(self, c: Sequence[float], task: str) -> float:
+        key = (*(round(x, 12) for x in c), task)
+        if key not in self.known:
+            with torch.no_grad():
+                for name, parameter in self.models.weights.items():
+                    parameter.copy_(self.base[name] + torch.tensordot(torch.tensor(key[:-1]).float(), self.vectors[name], 1))
+            self.known[key] = measure(self.models.models[task], self.tasks[task])
+            with self.file.open("a") as file:
+                file.write(json.dumps([key[:-1], task, self.known[key]]) + "\n")
+        return self.known[key]
+
+
+class Subset:
+    """The evaluator of some of the tasks; the other experts' coefficients are 0."""
+
+    def __init__(self, live: Live, members: Sequence[str]) -> None:
+        self.live, self.members = live, tuple(members)
+        self.objectives = [Objective(name, "accuracy", True, 0.0, 1.0) for name in members]
+
+    def __call__(self, coefficients: np.ndarray, tasks: Sequence[int] | None = None) -> np.ndarray:
+        found = np.full((len(coefficients), len(self.members)), np.nan)
+        for row, c in zip(found, coefficients, strict=True):
+            wide = [float(c[self.members.index(name)]) if name in self.members else 0.0 for name in self.live.names]
+            for k in range(len(self.members)) if tasks is None else tasks:
+                row[k] = self.live.accuracy(wide, self.members[k])
+        return found
+
+
+class Smooth:
+    """A smoothing spline through everything that is known of a pair: a truth that is free to ask."""
+
+    def __init__(self, objectives: Sequence[Objective], c: np.ndarray, metrics: np.ndarray) -> None:
+        self.objectives = objectives
+        half = np.random.default_rng(0).permutation(len(c))[: len(c) // 5]
+        rest = np.setdiff1d(np.arange(len(c)), half)
+        self.r2 = [r_squared(metrics[half, k], self._spline(c[rest], metrics[rest])(c[half])[:, k]) for k in range(2)]
+        self.spline = self._spline(c, metrics)
+        axis = np.linspace(0, 1, 101)
+        everywhere = self.spline(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2))
+        self.front = everywhere[non_dominated(everywhere, maximise=True)]
+
+    @staticmethod
+    def _spline(c: np.ndarray, metrics: np.ndarray) -> RBFInterpolator:
+        return RBFInterpolator(c, metrics, smoothing=1e-3)
+
+    def __call__(self, coefficients: np.ndarray, tasks: Sequence[int] | None = None) -> np.ndarray:
+        return self.spline(coefficients).clip(0, 1)
+
+    def distances(self, points: np.ndarray) -> tuple[float, float]:
+        """IGD and GD of a front's points c, measured and filtered, in units of the true front's extent."""
+        low, high = self.front.min(0), self.front.max(0)
+        span = np.where(high > low, high - low, 1.0)
+        metrics = self(points)
+        metrics = metrics[non_dominated(metrics, maximise=True)]
+        mine, truth = (metrics - low) / span, (self.front - low) / span
+        return inverted_generational_distance(mine, truth), generational_distance(mine, truth)
+
+
+def mean_std(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": round(fmean(values), 4), "std": round(stdev(values), 4) if len(values) > 1 else 0.0, "n": len(values)}
+
+
+def against_direct(live: Live, members: Sequence[str], seeds: int) -> dict[str, Any]:
+    evaluator = Subset(live, members)
+    n = len(members)
+    baseline = direct_search(evaluator, box(n), sampling="grid").measured
+    rows = []
+    for seed in range(seeds):
+        found = plain(evaluator, box(n), seed=seed)
+        drawn = np.random.default_rng(seed).permutation(len(found.points))[:COMPARED]
+        real = evaluator(found.points[drawn])
+        rows.append(
+            {
+                "seed": seed, "evaluations": found.models, "points": len(found.points),
+                "win_rate": win_rate(real, baseline, maximise=True),
+                "win_rate_ties_lost": win_rate(real, baseline, maximise=True, ties=0),
+                "r2_held_out": [round(fit.r2_held_out, 4) for fit in found.fits],
+                "r2_of_front": [round(r_squared(real[:, k], found.predicted[drawn, k]), 4) for k in range(n)],
+                "front_range": [np.ptp(real[:, k]).round(4) for k in range(n)],
+            }
+        )  # fmt: skip
+        print(members, rows[-1], flush=True)
+    return {"tasks": list(members), "direct_points": len(baseline), "runs": rows}
+
+
+def bayesian_or_random(live: Live, members: Sequence[str], seeds: int) -> dict[str, Any]:
+    evaluator = Subset(live, members)
+    names = live.names
+    others = [k for k, name in enumerate(names) if name not in members]
+    mine = [names.index(name) for name in members]
+    keys = {key[:-1] for key in live.known if all(key[k] == 0 for k in others)}
+    keys = [key for key in keys if all((*key, name) in live.known for name in members)]
+    c = np.array([[key[k] for k in mine] for key in keys])
+    truth = Smooth(evaluator.objectives, c, evaluator(c))
+    quick = {"population": 64, "generations": 40}
+    methods = {
+        "random 6": lambda seed: bayesian(truth, box(2), rounds=0, seed=seed, **quick),
+        "random 9": lambda seed: bayesian(truth, box(2), first=9, rounds=0, seed=seed, **quick),
+        "random 12": lambda seed: bayesian(truth, box(2), first=12, rounds=0, seed=seed, **quick),
+        "Bayesian 6 + 3": lambda seed: bayesian(truth, box(2), rounds=1, seed=seed, **quick),
+        "Bayesian 6 + 2 x 3": lambda seed: bayesian(truth, box(2), seed=seed, **quick),
+        "Bayesian 6 + 2 x 3, in-sample errors": lambda seed: bayesian(truth, box(2), errors="in-sample", seed=seed, **quick),
+        "Sobol and anchors 12": lambda seed: plain(truth, box(2), evaluations=12, seed=seed, **quick),
+    }
+    result: dict[str, Any] = {
+        "tasks": list(members),
+        "spline_points": len(c),
+        "spline_r2_held_out": np.round(truth.r2, 4).tolist(),
+    }
+    for name, search in methods.items():
+        distances = [truth.distances(search(seed).points) for seed in range(seeds)]
+        result[name] = {"igd": [round(igd, 5) for igd, _ in distances], "gd": [round(gd, 5) for _, gd in distances]}
+    return result
+
+
+def nested_or_plain(live: Live, seeds: int) -> dict[str, Any]:
+    evaluator = Subset(live, live.names)
+    n = len(live.names)
+    gammas = preferences.dirichlet(n, 10, seed=0)
+    rows = []
+    for seed in range(seeds):
+        of_one = nested(evaluator, box(n), live.names, gammas[:1], seed=seed)
+        found = nested(evaluator, box(n), live.names, gammas, seed=seed)
+        sums = (evaluator(found.points) * gammas).sum(1)
+        by_sum = nested(evaluator, box(n), live.names, gammas, choice="weighted-sum", seed=seed)
+        whole = plain(evaluator, box(n), seed=seed)
+        picks = [choose(-whole.predicted, gamma) for gamma in gammas]
+        best = [int((whole.predicted @ gamma).argmax()) for gamma in gammas]
+        rows.append(
+            {
+                "seed": seed, "task_evaluations_of_one": of_one.task_evaluations,
+                "task_evaluations_of_ten": found.task_evaluations, "plain_task_evaluations": whole.task_evaluations,
+                "nested": mean_std(sums), "nested, weighted sum": mean_std((evaluator(by_sum.points) * gammas).sum(1)),
+                "plain": mean_std((evaluator(whole.points[picks]) * gammas).sum(1)),
+                "plain, weighted sum": mean_std((evaluator(whole.points[best]) * gammas).sum(1)),
+                "task arithmetic 0.3": mean_std((evaluator(np.full((1, n), 0.3)) * gammas).sum(1)),
+                "soups": mean_std((evaluator(gammas) * gammas).sum(1)),
+                "plain_r2_held_out": [round(fit.r2_held_out, 4) for fit in whole.fits],
+            }
+        )  # fmt: skip
+        print(rows[-1], flush=True)
+    return {"preferences": 10, "runs": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=500, help="labelled images a task")
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--triples", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--bayesian-seeds", type=int, default=30)
+    parser.add_argument("--nested-seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "map_search.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    live = Live(options.inputs)
+    pairs, triples = list(combinations(live.names, 2))[: options.pairs], list(combinations(live.names, 3))[: options.triples]
+    report: dict[str, Any] = {"inputs": options.inputs, "compared": COMPARED, "pairs": [], "triples": [], "bayesian": []}
+
+    def save() -> None:
+        for kind in ("pairs", "triples"):
+            runs = [run for row in report[kind] for run in row["runs"]]
+            if runs:
+                report[f"{kind}_summary"] = {
+                    "win_rate": mean_std([run["win_rate"] for run in runs]),
+                    "win_rate_ties_lost": mean_std([run["win_rate_ties_lost"] for run in runs]),
+                    "r2_held_out": mean_std([r2 for run in runs for r2 in run["r2_held_out"]]),
+                }
+        if report["bayesian"]:
+            methods = [name for name, row in report["bayesian"][0].items() if isinstance(row, dict)]
+            report["bayesian_summary"] = {
+                name: {kind: mean_std([x for row in report["bayesian"] for x in row[name][kind]]) for kind in ("igd", "gd")}
+                for name in methods
+            }
+        options.output.parent.mkdir(exist_ok=True)
+        options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    for members in pairs:
+        report["pairs"].append(against_direct(live, members, options.seeds))
+        if options.bayesian_seeds:
+            report["bayesian"].append(bayesian_or_random(live, members, options.bayesian_seeds))
+        save()
+    if options.nested_seeds:
+        report["nested"] = nested_or_plain(live, options.nested_seeds)
+        save()
+    for members in triples:
+        report["triples"].append(against_direct(live, members, options.seeds))
+        save()
+    print(json.dumps({key: value for key, value in report.items() if key.endswith("summary")}, indent=1))
+    print(f"{time.perf_counter() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
