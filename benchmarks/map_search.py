@@ -9,7 +9,8 @@ is kept in `benchmarks/.cache` (PARETOMERGE_CACHE names another folder), so a st
     direct      200 c for two tasks, 300 for three: a grid, filled up; its non-dominated points
     MAP         30 or 50 c (Sobol points and anchors), NSGA-III on the surrogates; its front is measured: all points that the
                 win rate compares were evaluated
-    win rate    of MAP's front over direct search's (a tie counts one half; the paper's count, ties lost, beside it)
+    win rate    of MAP's front over direct search's (a tie counts one half; the paper's count, ties lost, beside it), on the
+                inputs that both searches saw, of which direct search keeps the luckiest of 200, and on inputs that neither saw
     R²          of each surrogate on held-out c, and of the whole front: measured against predicted
     Bayesian    6 + 2 × 3 c (N = 2) against 6, 9 and 12 at random, many seeds. The truth here is a smoothing spline
                 (RBF, thin plate) of everything that was evaluated of that pair, since each front has to be measured for a
@@ -24,6 +25,7 @@ import json
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
@@ -36,8 +38,9 @@ from scipy.interpolate import RBFInterpolator
 from paretomerge import api, preferences
 from paretomerge.demo.run import assets
 from paretomerge.evaluation.evaluate import measure
+from paretomerge.evaluation.inputs import Inputs
 from paretomerge.evaluation.metrics import generational_distance, inverted_generational_distance, non_dominated, win_rate
-from paretomerge.evaluation.tasks import DataSpec
+from paretomerge.evaluation.tasks import Task
 from paretomerge.export.heads import heads_of
 from paretomerge.fitting.shared_models import SharedModels
 from paretomerge.search.bayesian import bayesian
@@ -54,17 +57,40 @@ HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("PARETOMERGE_CACHE") or HERE / ".cache")
 COMPARED = 40
 """Points of MAP's front that are measured for the win rate."""
+OTHERS = 500
+"""Images a task, at the most, that no search sees."""
+
+
+class Some:
+    """Some of a task's inputs."""
+
+    def __init__(self, whole: Inputs, indices: Sequence[int]) -> None:
+        self.whole, self.indices = whole, list(indices)
+        self.labels = whole.labels[self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        return self.whole.batch([self.indices[i] for i in indices])
 
 
 class Live:
-    """Accuracy of θ(c) on every task of the demo, c over all its experts; one live model for each head, kept in a file."""
+    """Accuracy of θ(c) on every task of the demo, c over all its experts; one live model for each head, kept in a file.
+
+    Searches see ``inputs`` images a task; the others, which no search saw, tell how good what it found is.
+    """
 
     def __init__(self, inputs: int) -> None:
         root = assets()
         names = sorted(folder.name for folder in (root / "experts").iterdir())
         self.experts = load_experts(root / "pretrained", {name: root / "experts" / name for name in names})
-        data = {name: DataSpec(path=str(root / "data" / f"{name}.npz"), limit_evaluate=inputs) for name in names}
-        self.tasks = api.load_tasks(self.experts, data)
+        self.tasks: dict[tuple[str, bool], Task] = {}
+        for name, task in api.load_tasks(self.experts, {name: str(root / "data" / f"{name}.npz") for name in names}).items():
+            whole = task.held_out
+            seen = np.sort(np.random.default_rng([0, 1]).choice(len(whole), inputs, replace=False))
+            self.tasks[name, False] = replace(task, held_out=Some(whole, seen))
+            self.tasks[name, True] = replace(task, held_out=Some(whole, np.setdiff1d(np.arange(len(whole)), seen)[:OTHERS]))
         self.names = tuple(names)
         self.base = {name: self.experts.base[name].float() for name in self.experts.merged}
         self.vectors = {name: self.experts.task_vectors(name) for name in self.experts.merged}
@@ -72,25 +98,26 @@ class Live:
         CACHE.mkdir(parents=True, exist_ok=True)
         self.file = CACHE / f"map_search-{inputs}.jsonl"
         rows = [json.loads(line) for line in self.file.read_text().splitlines()] if self.file.exists() else []
-        self.known: dict[tuple[Any, ...], float] = {(*c, task): value for c, task, value in rows}
+        self.known: dict[tuple[Any, ...], float] = {(*c, task, *rest[:-1]): rest[-1] for c, task, *rest in rows}
 
-    def accuracy(self, c: Sequence[float], task: str) -> float:
-        key = (*(round(x, 12) for x in c), task)
+    def accuracy(self, c: Sequence[float], task: str, unseen: bool = False) -> float:
+        at = tuple(round(x, 12) for x in c)
+        key = (*at, task, True) if unseen else (*at, task)
         if key not in self.known:
             with torch.no_grad():
                 for name, parameter in self.models.weights.items():
-                    parameter.copy_(self.base[name] + torch.tensordot(torch.tensor(key[:-1]).float(), self.vectors[name], 1))
-            self.known[key] = measure(self.models.models[task], self.tasks[task])
+                    parameter.copy_(self.base[name] + torch.tensordot(torch.tensor(at), self.vectors[name], 1))
+            self.known[key] = measure(self.models.models[task], self.tasks[task, unseen])
             with self.file.open("a") as file:
-                file.write(json.dumps([key[:-1], task, self.known[key]]) + "\n")
+                file.write(json.dumps([at, *key[len(at) :], self.known[key]]) + "\n")
         return self.known[key]
 
 
 class Subset:
     """The evaluator of some of the tasks; the other experts' coefficients are 0."""
 
-    def __init__(self, live: Live, members: Sequence[str]) -> None:
-        self.live, self.members = live, tuple(members)
+    def __init__(self, live: Live, members: Sequence[str], unseen: bool = False) -> None:
+        self.live, self.members, self.unseen = live, tuple(members), unseen
         self.objectives = [Objective(name, "accuracy", True, 0.0, 1.0) for name in members]
 
     def __call__(self, coefficients: np.ndarray, tasks: Sequence[int] | None = None) -> np.ndarray:
@@ -98,7 +125,7 @@ class Subset:
         for row, c in zip(found, coefficients, strict=True):
             wide = [float(c[self.members.index(name)]) if name in self.members else 0.0 for name in self.live.names]
             for k in range(len(self.members)) if tasks is None else tasks:
-                row[k] = self.live.accuracy(wide, self.members[k])
+                row[k] = self.live.accuracy(wide, self.members[k], self.unseen)
         return found
 
 
@@ -139,7 +166,9 @@ def mean_std(values: Sequence[float]) -> dict[str, float]:
 def against_direct(live: Live, members: Sequence[str], seeds: int) -> dict[str, Any]:
     evaluator = Subset(live, members)
     n = len(members)
-    baseline = direct_search(evaluator, box(n), sampling="grid").measured
+    direct = direct_search(evaluator, box(n), sampling="grid")
+    unseen = Subset(live, members, unseen=True)
+    baseline, baseline_unseen = direct.measured, unseen(direct.points)
     rows = []
     for seed in range(seeds):
         found = plain(evaluator, box(n), seed=seed)
@@ -150,9 +179,10 @@ def against_direct(live: Live, members: Sequence[str], seeds: int) -> dict[str, 
                 "seed": seed, "evaluations": found.models, "points": len(found.points),
                 "win_rate": win_rate(real, baseline, maximise=True),
                 "win_rate_ties_lost": win_rate(real, baseline, maximise=True, ties=0),
+                "win_rate_unseen_inputs": win_rate(unseen(found.points[drawn]), baseline_unseen, maximise=True),
                 "r2_held_out": [round(fit.r2_held_out, 4) for fit in found.fits],
                 "r2_of_front": [round(r_squared(real[:, k], found.predicted[drawn, k]), 4) for k in range(n)],
-                "front_range": [np.ptp(real[:, k]).round(4) for k in range(n)],
+                "front_range": [round(float(np.ptp(real[:, k])), 4) for k in range(n)],
             }
         )  # fmt: skip
         print(members, rows[-1], flush=True)
@@ -164,7 +194,7 @@ def bayesian_or_random(live: Live, members: Sequence[str], seeds: int) -> dict[s
     names = live.names
     others = [k for k, name in enumerate(names) if name not in members]
     mine = [names.index(name) for name in members]
-    keys = {key[:-1] for key in live.known if all(key[k] == 0 for k in others)}
+    keys = {key[: len(names)] for key in live.known if len(key) == len(names) + 1 and all(key[k] == 0 for k in others)}
     keys = [key for key in keys if all((*key, name) in live.known for name in members)]
     c = np.array([[key[k] for k in mine] for key in keys])
     truth = Smooth(evaluator.objectives, c, evaluator(c))
@@ -240,6 +270,7 @@ def main() -> None:
             if runs:
                 report[f"{kind}_summary"] = {
                     "win_rate": mean_std([run["win_rate"] for run in runs]),
+                    "win_rate_unseen_inputs": mean_std([run["win_rate_unseen_inputs"] for run in runs]),
                     "win_rate_ties_lost": mean_std([run["win_rate_ties_lost"] for run in runs]),
                     "r2_held_out": mean_std([r2 for run in runs for r2 in run["r2_held_out"]]),
                 }

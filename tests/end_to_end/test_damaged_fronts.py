@@ -15,7 +15,9 @@ from paretomerge import fit, load_experts, load_front
 from paretomerge.errors import UserError
 from paretomerge.evaluation.queries import knee, record
 from paretomerge.export.card import model_card
-from paretomerge.front import FACTS, TENSORS
+from paretomerge.fitting.searches import SEARCHES
+from paretomerge.front import FACTS, TENSORS, front_of
+from search_data import Known
 
 NUMBERS = (True, -1, 5, 10**30, 0.5, float("nan"), float("inf"))
 TEXTS = ("", "x", "../x", "/etc", "a/b", "\0", "é" * 300)
@@ -23,6 +25,7 @@ OTHERS = (None, [], [[]], ["a", "a"], {}, {"x": {}}, {"a": None}, {"../../x": {"
 MEASURED = [("equal", "a", 0.7), ("equal", "b", 0.8), ("only:a", "a", 0.9), ("only:a", "b", 0.2), ("a=1,b=3", "a", 0.5),
             ("a=1,b=3", "b", 0.85)]  # fmt: skip
 WRONG = (*NUMBERS, *TEXTS, *OTHERS)
+METHODS = ("pareto-merging", "soup", "searched")
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +35,16 @@ def fronts(zoo, tmp_path_factory) -> Path:
     experts = load_experts(family / "base", {"a": family / "a", "b": family / "b"})
     fit(experts, rank=2, fuse_qkv=True, on="ties").save(folder / "pareto-merging")
     fit(experts, "soup").save(folder / "soup")
-    for method in ("pareto-merging", "soup"):
+    searched = SEARCHES["direct-search"](experts, lambda vectors: Known(2), evaluations=3)
+    front_of(searched, experts).save(folder / "searched")
+    for method in METHODS:
         row = {"method": method, "metric": "accuracy", "split": "held-out", "seed": 0}
         rows = [{**row, "preference": p, "task": t, "value": v} for p, t, v in MEASURED]
         record(folder / method, rows)
     return folder
 
 
-@pytest.fixture(params=["pareto-merging", "soup"])
+@pytest.fixture(params=METHODS)
 def front(request, fronts, tmp_path) -> Path:
     return Path(shutil.copytree(fronts / request.param, tmp_path / "front"))
 

@@ -56,9 +56,11 @@ def spread(loss: Matrix, count: int) -> list[int]:
     f = normalised(loss)
     chosen = list(dict.fromkeys(int(k) for k in f.argmin(0)))[:count]
     distance = np.linalg.norm(f[:, None] - f[chosen], axis=2).min(1)
+    distance[chosen] = -1
     while len(chosen) < min(count, len(f)):
         chosen.append(int(distance.argmax()))
         distance = np.minimum(distance, np.linalg.norm(f - f[chosen[-1]], axis=1))
+        distance[chosen[-1]] = -1
     return chosen
 
 

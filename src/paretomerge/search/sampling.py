@@ -25,7 +25,7 @@ class Box(NamedTuple):
 
     def scaled(self, unit: Matrix) -> Matrix:
         """Points of [0, 1]^N (P, N), moved into the box."""
-        return self.low + unit * (self.high - self.low)
+        return np.minimum(self.low + unit * (self.high - self.low), self.high)  # rounding could leave it
 
 
 def box(n: int, bounds: Bounds | None = None) -> Box:
