@@ -29,10 +29,10 @@ def test_the_seed_matters(method):
 
 
 def test_anchors_come_first():
-    points = sample(20, box(3, [0, 2]))
+    points = sample(20, box(3, [0, 2]), anchors=True)
     assert np.array_equal(points[:3], 2 * np.eye(3))
     assert [p[0] for p in points[3:8]] == [1, 0.5, 1.5, 0, 2] and (np.ptp(points[3:8], axis=1) == 0).all()
-    assert np.array_equal(sample(2, box(3)), np.eye(3)[:2])
+    assert np.array_equal(sample(2, box(3), anchors=True), np.eye(3)[:2])
     assert len(anchor_points(4)) == 9
 
 
@@ -40,7 +40,7 @@ def test_a_grid_is_whole():
     points = {tuple(p) for p in sample(12, box(2), "grid").tolist()}
     assert {(x, y) for x in (0, 0.5, 1) for y in (0, 0.5, 1)} <= points
     # two levels would be 256 points: anchors and Sobol points instead of a grid of one
-    assert np.array_equal(sample(30, box(8), "grid")[:8], np.eye(8))
+    assert np.array_equal(sample(30, box(8), "grid", anchors=True)[:8], np.eye(8))
 
 
 def test_sobol_points_are_more_even_than_uniform_ones():

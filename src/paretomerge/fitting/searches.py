@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,7 @@ def map_front(
     density: float | None = None,
     evaluations: int | None = None,
     sampling: Sampling = "sobol",
-    anchors: bool = True,
+    anchors: bool = False,
     box: BoxOption = None,
     loss: Loss = "linear",
     population: int = 128,
@@ -58,7 +58,7 @@ def map_front(
         density: share of entries that TIES (0.2) or DARE (0.1) keep.
         evaluations: number of c; default: the paper's, 30, 50, 60, 85, 100, 140 and 250 for 2 … 8 tasks.
         sampling: of these c: Sobol points, uniform (the paper's) or a grid.
-        anchors: the experts and c = t·1 are among them.
+        anchors: the experts and c = t·1 are among them: to see their metrics; the front does not get better by it.
         box: low and high of every coefficient, or a pair for each; default: 0 to 1.
         loss: robust ones (soft_l1, huber, cauchy) bear outliers in the metrics.
         population: of NSGA-III.
@@ -86,7 +86,6 @@ def map_bayesian(
     first: int | None = None,
     rounds: int = 2,
     each: int | None = None,
-    errors: Literal["held-out", "in-sample"] = "held-out",
     temperature: float = 0.07,
     box: BoxOption = None,
     loss: Loss = "linear",
@@ -108,7 +107,6 @@ def map_bayesian(
         first: number of c to begin with; default: one for each parameter of a quadratic, 6 for 2 tasks as in the paper.
         rounds: of adaptive sampling.
         each: c in a round; default: half of ``first``.
-        errors: of the surrogates at c that they have not seen (held-out), or at those of the fit (in-sample, the paper's).
         temperature: of the softmax over the bins' scores.
         box: as in map.
         loss: as in map.
@@ -119,7 +117,7 @@ def map_bayesian(
         choice: as in map.
         seed: of everything random.
     """
-    options = {"first": first, "rounds": rounds, "each": each, "errors": errors, "temperature": temperature, "loss": loss,
+    options = {"first": first, "rounds": rounds, "each": each, "temperature": temperature, "loss": loss,
                "population": population, "generations": generations, "runs": runs, "measure": measure,
                "seed": seed}  # fmt: skip
 
@@ -187,7 +185,7 @@ def direct(
     density: float | None = None,
     evaluations: int | None = None,
     sampling: Sampling = "sobol",
-    anchors: bool = True,
+    anchors: bool = False,
     box: BoxOption = None,
     choice: Choice = "tchebycheff",
     seed: int = 0,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +10,7 @@ from paretomerge.search.found import Found
 from paretomerge.search.objective import Evaluator, Matrix
 from paretomerge.search.plain import amortised
 from paretomerge.search.sampling import Box
-from paretomerge.search.surrogate import Loss, features, fit_surrogates, held_out_errors
+from paretomerge.search.surrogate import Loss, fit_surrogates
 
 _CANDIDATES = 4096
 """Uniform points of the box from which a bin's are taken."""
@@ -25,7 +23,6 @@ def bayesian(
     first: int | None = None,
     rounds: int = 2,
     each: int | None = None,
-    errors: Literal["held-out", "in-sample"] = "held-out",
     temperature: float = 0.07,
     loss: Loss = "linear",
     population: int = 128,
@@ -42,7 +39,8 @@ def bayesian(
         score_bin = mean E_i + ½ std of that mean over 30 bootstraps, each without 20 % of the bin's points,
 
     and the next points fall into bin b with probability softmax(score_b / T), uniformly within it. A bin without a point
-    has the highest score of all.
+    has the highest score of all. While there are only as many points as parameters all errors are 0, and so the first round
+    spreads its points evenly over the bins. (Errors at points that a surrogate has not seen were tried, too: no better.)
 
     Args:
         evaluator: of merged models.
@@ -50,8 +48,6 @@ def bayesian(
         first: uniform points to begin with; None: as many as a quadratic has parameters (6 for N = 2, as in the paper).
         rounds: of adaptive sampling.
         each: points of a round; None: half as many as ``first``.
-        errors: of a surrogate at points of its fit (``"in-sample"``, the paper's words), or of one that has not seen the
-            point. With as many points as parameters the former are 0 whatever the truth.
         temperature: T.
         loss: of the surrogates' fits.
         population: of NSGA-III.
@@ -67,7 +63,7 @@ def bayesian(
     counted(within.scaled(rng.random((first, n))))
     for _ in range(rounds):
         c, metrics = whole(*counted.evaluated, [])
-        squared = surrogate_errors(c, metrics, counted, errors, loss, seed)
+        squared = surrogate_errors(c, metrics, counted, loss)
         probability = softmax(bin_scores(bins(c, within), squared, n_bins(n), rng) / temperature)
         counted(draw(probability, each or max(1, first // 2), within, rng))
     return amortised(
@@ -75,18 +71,10 @@ def bayesian(
     )
 
 
-def surrogate_errors(
-    c: Matrix, metrics: Matrix, counted: Counted, errors: Literal["held-out", "in-sample"], loss: Loss, seed: int
-) -> Matrix:
+def surrogate_errors(c: Matrix, metrics: Matrix, counted: Counted, loss: Loss) -> Matrix:
     """E (Q,): Σ_k (M̃_k(c_i) − M_k(c_i))² / var_k."""
     variance = metrics.var(0)
-    if errors == "in-sample":
-        residuals = fit_surrogates(c, metrics, counted.objectives, loss=loss, folds=2, seed=seed)(c) - metrics
-    else:
-        x = features(c)
-        residuals = np.stack(
-            [held_out_errors(x, y, o, loss=loss, folds=len(x)) for y, o in zip(metrics.T, counted.objectives, strict=True)], 1
-        )
+    residuals = fit_surrogates(c, metrics, counted.objectives, loss=loss, folds=0)(c) - metrics
     total: Matrix = (residuals**2 / np.where(variance > 0, variance, 1.0)).sum(1)
     return total
 

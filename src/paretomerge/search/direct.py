@@ -22,7 +22,7 @@ def direct_search(
     *,
     evaluations: int | None = None,
     sampling: Sampling = "sobol",
-    anchors: bool = True,
+    anchors: bool = False,
     seed: int = 0,
 ) -> Found:
     """Evaluate many c and keep the non-dominated ones.

@@ -136,7 +136,7 @@ class _Search:
         columns = sorted(k for n in members for k in self.columns[n])
         objectives = [self.counted.objectives[k] for k in columns]
         limits = box(2, [self._limits(one), self._limits(other)])
-        t = sample(self.evaluations, limits, self.sampling, seed=self.seed)
+        t = sample(self.evaluations, limits, self.sampling, anchors=True, seed=self.seed)
         directions = np.stack([one.c, other.c])
         metrics = self.counted(t @ directions, columns)[:, columns]
         surrogates = fit_surrogates(t, metrics, objectives, loss=self.loss, seed=self.seed)

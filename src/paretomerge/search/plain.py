@@ -25,7 +25,7 @@ def plain(
     *,
     evaluations: int | None = None,
     sampling: Sampling = "sobol",
-    anchors: bool = True,
+    anchors: bool = False,
     loss: Loss = "linear",
     population: int = 128,
     generations: int = 100,

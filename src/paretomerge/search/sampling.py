@@ -58,7 +58,7 @@ def budget(n: int) -> int:
     return _BUDGETS.get(n, 5 * (n + 1) * (n + 2) // 2)
 
 
-def sample(count: int, within: Box, method: Sampling = "sobol", *, anchors: bool = True, seed: int = 0) -> Matrix:
+def sample(count: int, within: Box, method: Sampling = "sobol", *, anchors: bool = False, seed: int = 0) -> Matrix:
     """``count`` different coefficient vectors, (count, N).
 
     Args:

@@ -84,7 +84,7 @@ def fit_surrogates(
         objectives: the K metrics with their ranges.
         loss: ρ of scipy's ``least_squares``, its scale estimated from the first residuals; ``"linear"``: plain squares.
             The others bear outliers; they concern metrics with a bound.
-        folds: of the cross-validation; points, if there are fewer.
+        folds: of the cross-validation; points, if there are fewer; 0: none.
         seed: of the folds.
 
     Raises:
@@ -112,7 +112,7 @@ def fit_surrogates(
 def held_out_errors(
     x: Matrix, y: Matrix, objective: Objective, *, loss: Loss = "linear", folds: int = 5, seed: int = 0
 ) -> Matrix:
-    """y less its prediction by a surrogate that has not seen it, (Q,); NaN where there is only one point.
+    """y less its prediction by a surrogate that has not seen it, (Q,); NaN where there is only one point, or no fold.
 
     Args:
         x: ``features`` (Q, F).
@@ -123,7 +123,7 @@ def held_out_errors(
         seed: of the folds.
     """
     errors = np.full(len(y), np.nan)
-    if len(y) > 1:
+    if len(y) > 1 and folds:
         order = np.random.default_rng(seed).permutation(len(y))
         for fold in np.array_split(order, min(folds, len(y))):
             kept = np.setdiff1d(order, fold)
