@@ -163,7 +163,7 @@ def mean_std(values: Sequence[float]) -> dict[str, float]:
     return {"mean": round(fmean(values), 4), "std": round(stdev(values), 4) if len(values) > 1 else 0.0, "n": len(values)}
 
 
-def against_direct(live: Live, members: Sequence[str], seeds: int) -> dict[str, Any]:
+def against_direct(live: Live, members: Sequence[str], seeds: int, anchors: bool) -> dict[str, Any]:
     evaluator = Subset(live, members)
     n = len(members)
     direct = direct_search(evaluator, box(n), sampling="grid")
@@ -171,7 +171,7 @@ def against_direct(live: Live, members: Sequence[str], seeds: int) -> dict[str, 
     baseline, baseline_unseen = direct.measured, unseen(direct.points)
     rows = []
     for seed in range(seeds):
-        found = plain(evaluator, box(n), seed=seed)
+        found = plain(evaluator, box(n), anchors=anchors, seed=seed)
         drawn = np.random.default_rng(seed).permutation(len(found.points))[:COMPARED]
         real = evaluator(found.points[drawn])
         rows.append(
@@ -253,6 +253,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=6)
     parser.add_argument("--triples", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--anchors", action="store_true", help="MAP's c begin with the experts and c = t·1")
     parser.add_argument("--bayesian-seeds", type=int, default=30)
     parser.add_argument("--nested-seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=HERE / "results" / "map_search.json")
@@ -261,7 +262,14 @@ def main() -> None:
     started = time.perf_counter()
     live = Live(options.inputs)
     pairs, triples = list(combinations(live.names, 2))[: options.pairs], list(combinations(live.names, 3))[: options.triples]
-    report: dict[str, Any] = {"inputs": options.inputs, "compared": COMPARED, "pairs": [], "triples": [], "bayesian": []}
+    report: dict[str, Any] = {
+        "inputs": options.inputs,
+        "compared": COMPARED,
+        "anchors": options.anchors,
+        "pairs": [],
+        "triples": [],
+        "bayesian": [],
+    }
 
     def save() -> None:
         for kind in ("pairs", "triples"):
@@ -283,7 +291,7 @@ def main() -> None:
         options.output.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
     for members in pairs:
-        report["pairs"].append(against_direct(live, members, options.seeds))
+        report["pairs"].append(against_direct(live, members, options.seeds, options.anchors))
         if options.bayesian_seeds:
             report["bayesian"].append(bayesian_or_random(live, members, options.bayesian_seeds))
         save()
@@ -291,7 +299,7 @@ def main() -> None:
         report["nested"] = nested_or_plain(live, options.nested_seeds)
         save()
     for members in triples:
-        report["triples"].append(against_direct(live, members, options.seeds))
+        report["triples"].append(against_direct(live, members, options.seeds, options.anchors))
         save()
     print(json.dumps({key: value for key, value in report.items() if key.endswith("summary")}, indent=1))
     print(f"{time.perf_counter() - started:.0f} s")
