@@ -16,11 +16,11 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.inputs import Inputs
 from paretomerge.evaluation.logits import predict
 from paretomerge.evaluation.tasks import Task
-from paretomerge.export.heads import heads_of
 from paretomerge.fitting.loop import Part, Report, world
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions, shannon
-from paretomerge.fitting.shared_models import SharedModels, own_tensors
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.heads import heads_of
+from paretomerge.weights.shared_models import SharedModels, own_tensors
 
 _IN_MEMORY = 1 << 29
 """Up to this many bytes a task's expert predictions are kept in memory, beyond that in a file of the run's folder."""
