@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from paretomerge.errors import UserError
 from paretomerge.fitting import FITS
+from paretomerge.fitting.searches import SEARCHES
 from paretomerge.front import Front, front_of
 from paretomerge.merges import MERGES
 from paretomerge.options import check_options, unknown
@@ -20,6 +21,8 @@ from paretomerge.weights.lazy import Weights
 
 if TYPE_CHECKING:
     from paretomerge.evaluation.tasks import DataSpec, Task
+    from paretomerge.search.objective import Objective
+    from paretomerge.sets.searched import Searched
 
 
 def merge(experts: Experts, method: str = "task_arithmetic", **options: Any) -> Weights:
@@ -44,6 +47,8 @@ def fit(
     on: str | Weights | None = None,
     on_options: Mapping[str, Any] | None = None,
     data: Mapping[str, Task | DataSpec | str] | None = None,
+    evaluator: Callable[..., Mapping[str, Any]] | str | None = None,
+    metrics: Mapping[str, Objective | str] | None = None,
     preset: Literal["recommended", "paper"] = "recommended",
     run: FitRun | None = None,
     hashes: bool = True,
@@ -53,15 +58,27 @@ def fit(
 
     Args:
         experts: from ``load_experts``.
-        method: ``"pareto-merging"`` or ``"soup"`` (Rewarded Soups and eq. 3); with ``data`` also ``"adamerging"``.
+        method: ``"pareto-merging"`` or ``"soup"`` (Rewarded Soups and eq. 3); with ``data`` also ``"adamerging"``; with
+            labelled ``data`` or an ``evaluator`` a search: ``"map"``, ``"map-nested"``, ``"map-bayesian"``,
+            ``"direct-search"`` or ``"moead"``.
         on: the merge at equal preference: a merge's name or its weights; None: Task Arithmetic with the set's λ.
         on_options: options of that merge.
         data: task -> its inputs (a path will do); pareto-merging is then fitted on them instead of in closed form.
+        evaluator: of a search: a function from a merged model to task -> metric (a live model; with ``gets="models"`` a map
+            from task to model, with ``gets="weights"`` one from name to tensor), a shell command with ``{model}`` in it that
+            prints such a map as JSON, or ``"lm-eval …"``.
+        metrics: with an evaluator: task -> its metric, ``"accuracy"`` or ``"score:max:0:100"`` (see ``directions.objective``).
         preset: with data: ``"recommended"``, or ``"paper"`` for the settings of the paper's experiments.
-        run: with data: the run's folder, whether to resume, who is told of the progress.
+        run: with data or an evaluator: the run's folder, whether to resume, who is told of the progress, the workers.
         hashes: record the SHA-256 of every source file.
         **options: of the method; see ``paretomerge.fitting``.
     """
+    if method in SEARCHES:
+        if on is not None or preset != "recommended":
+            raise UserError(f"{method}: on and preset belong to other methods; the merge inside a search is its option inside")
+        return _search(experts, method, data, evaluator, metrics, run or FitRun(), hashes, options)
+    if evaluator is not None or metrics:
+        raise UserError(f"evaluator and metrics belong to a search: choose one of the methods {', '.join(SEARCHES)}")
     if data is not None:
         if on is not None:
             raise UserError("on: a fit on data learns its own base merge; use the option ties for AdaMerging++")
@@ -87,6 +104,12 @@ class FitRun:
     resume: bool = False
     report: Callable[[int, Mapping[str, Any]], None] | None = None
     say: Callable[[str], None] = lambda line: None
+    workers: int = 1
+    """Of a search: how many evaluate at a time, on Ray if there are several."""
+    ray: str | None = None
+    """Address of a Ray cluster; None: a local one."""
+    gpus: float = 0.0
+    """GPUs a worker has, if only in part."""
 
 
 def load_tasks(
@@ -146,6 +169,43 @@ def _fit_on_data(
     pareto_set = function(experts, tasks, folder=run.folder, resume=run.resume, report=run.report, say=run.say, **settings)
     pareto_set.settings |= {"fitted": method, "preset": preset}
     pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
+    return front_of(pareto_set, experts, hashes=hashes)
+
+
+def _search(
+    experts: Experts,
+    method: str,
+    data: Mapping[str, Task | DataSpec | str] | None,
+    evaluator: Callable[..., Mapping[str, Any]] | str | None,
+    metrics: Mapping[str, Objective | str] | None,
+    run: FitRun,
+    hashes: bool,
+    options: Mapping[str, Any],
+) -> Front:
+    from paretomerge.evaluation.evaluators import for_search
+    from paretomerge.search.judges import divided, judge_of
+    from paretomerge.search.run import evaluator_for, facts_of
+
+    function: Callable[..., Searched] = SEARCHES[method]
+    if (data is None) == (evaluator is None):
+        raise UserError(f"{method}: either data with labels (--data) or an evaluator (--evaluator) is needed, one of the two")
+    own, theirs = divided(method, function, evaluator, options)
+    tasks: dict[str, Task] = {}
+    if data is not None:
+        tasks = load_tasks(experts, data, keep_labels=True, seed=own.get("seed", 0))
+        for task in tasks.values():
+            for line in task.said:
+                run.say(f"{task.name}: {line}")
+        tasks = for_search(tasks, experts.tasks, run.say)
+    judge = judge_of(
+        evaluator, tasks=tasks, metrics=metrics or {}, names=experts.tasks, scratch=run.folder, options=theirs
+    )  # fmt: skip
+    vectors = {name: own.get(name) for name in ("inside", "density", "seed")}  # that determine them
+    with evaluator_for(experts, judge, facts_of(experts, hashes=hashes) | vectors, run) as made_for:
+        pareto_set = function(experts, made_for, say=run.say, **own)
+    pareto_set.settings |= {"fitted": method, "evaluator": judge.identity()}
+    if data is not None:
+        pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     return front_of(pareto_set, experts, hashes=hashes)
 
 

@@ -17,24 +17,32 @@ from paretomerge.flags import (
     Base,
     Data,
     Dtype,
+    EvaluatorOf,
     Exclude,
     ExpertPaths,
+    Gpus,
     HeadOf,
     Heads,
     Json,
     Method,
+    Metrics,
     Missing,
     On,
     OnOptions,
     OptionValues,
     Output,
     Overwrite,
+    Preset,
     Quiet,
+    Ray,
     RecipeFile,
+    Resume,
+    RunFolder,
     ShardSize,
     Vocab,
+    Workers,
 )  # fmt: skip
-from paretomerge.terminal import done, fitting_bar, progress, status
+from paretomerge.terminal import done, fitting_bar, progress, say, searching_bar, status
 
 if TYPE_CHECKING:
     import torch
@@ -157,13 +165,14 @@ def fit(
     on: On = None,
     on_option: OnOptions = None,
     data: Data = None,
-    preset: Annotated[
-        str | None, typer.Option("--preset", help="With --data: recommended, or paper for the paper's settings.")
-    ] = None,
-    run_folder: Annotated[
-        Path | None, typer.Option("--run", help="With --data: the folder of logs and states (default: OUTPUT.run).")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="With --data: go on where the run stopped.")] = False,
+    evaluator: EvaluatorOf = None,
+    metric: Metrics = None,
+    preset: Preset = None,
+    run_folder: RunFolder = None,
+    resume: Resume = False,
+    workers: Workers = 1,
+    ray: Ray = None,
+    gpus: Gpus = 0.0,
     output: Output = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
@@ -177,34 +186,46 @@ def fit(
 ) -> None:
     """Make a front, a model for every preference: pareto-merging (in closed form, or on --data), soup; adamerging.
 
+    map, map-nested, map-bayesian, direct-search and moead search by evaluations alone, of labelled --data or an --evaluator.
+
     The front's folder is itself the model at equal preference; paretomerge pick writes the others.
     """
     started = time.perf_counter()
     plan = _recipe(
-        recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, data=data, preset=preset,
-        output=output, dtype=dtype, shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
+        recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, data=data,
+        evaluator=evaluator, metric=metric, preset=preset, output=output, dtype=dtype, shard_size=shard_size, vocab=vocab,
+        missing=missing, exclude=exclude, heads=heads,
     )  # fmt: skip
     folder = _target(plan, overwrite, "pareto_set.json")
-    if not plan.data and (run_folder or resume):
-        raise UserError("--run and --resume belong to a fit on data: name the inputs with --data")
     from paretomerge import api
+    from paretomerge.fitting.searches import SEARCHES
 
+    searched = plan.method in SEARCHES
+    if not (plan.data or searched) and (run_folder or resume):
+        raise UserError("--run and --resume belong to a fit on data: name the inputs with --data")
+    if not searched and (workers > 1 or ray or gpus):
+        raise UserError(f"--workers, --ray and --gpus belong to a search: {', '.join(SEARCHES)}")
+    states = run_folder or folder.with_name(folder.name + ".run")
     experts = _loaded(plan, quiet)
-    arguments: dict[str, Any] = {"method": plan.method or "pareto-merging", **plan.options}
+    arguments: dict[str, Any] = {"method": plan.method or "pareto-merging", "preset": plan.preset, **plan.options}
     if plan.on:
         arguments |= {"on": plan.on.method, "on_options": plan.on.options}
-    if plan.data:
+    if searched or plan.evaluator or plan.metrics:
+        arguments |= {"data": plan.data or None, "evaluator": plan.evaluator, "metrics": plan.metrics}
+        with searching_bar(quiet) as report:
+            run = api.FitRun(states, resume, report, lambda line: say(line, quiet), workers, ray, gpus)
+            front = api.fit(experts, run=run if searched else None, **arguments)
+    elif plan.data:
         from paretomerge.fitting.processes import joined
 
-        states = run_folder or folder.with_name(folder.name + ".run")
         with joined() as first, fitting_bar(experts.tasks, quiet or not first) as report:
-            run = api.FitRun(states, resume, report, lambda line: None if quiet or not first else print(line, file=sys.stderr))
-            front = api.fit(experts, data=plan.data, preset=plan.preset, run=run, **arguments)
+            run = api.FitRun(states, resume, report, lambda line: say(line, quiet or not first))
+            front = api.fit(experts, data=plan.data, run=run, **arguments)
         if not first:  # of several processes one writes
             return
     else:
         with status("fitting", quiet):
-            front = api.fit(experts, preset=plan.preset, **arguments)
+            front = api.fit(experts, **arguments)
     tensors, _ = front.pareto_set.stored()
     written = front.pareto_set.base
     with progress("writing", len(written) + len(tensors), written.nbytes + tensors.nbytes, quiet) as tick:

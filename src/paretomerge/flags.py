@@ -35,4 +35,22 @@ Data = Annotated[
     list[str] | None,
     typer.Option("--data", metavar="NAME=PATH", help="A task's inputs: fit on them (images, CSV, JSONL, text, npz, data set)."),
 ]
+Preset = Annotated[str | None, typer.Option("--preset", help="With --data: recommended, or paper for the paper's settings.")]
+RunFolder = Annotated[
+    Path | None, typer.Option("--run", help="The folder of a fit's logs and states, or a search's evaluations (OUTPUT.run).")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run stopped; a search does so by itself.")]
+EvaluatorOf = Annotated[
+    str | None,
+    typer.Option(
+        "--evaluator", metavar="COMMAND", help="A search's: prints metrics of the model folder {model} as JSON; or lm-eval."
+    ),
+]
+Metrics = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="TASK=METRIC", help="With --evaluator: accuracy, or score:max:0:100 (or min)."),
+]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Evaluate so many models at a time, on Ray.")]
+Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster (default: one on this machine).")]
+Gpus = Annotated[float, typer.Option("--gpus", help="GPUs a worker has, if only in part: 0.5.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]

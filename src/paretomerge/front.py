@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -351,5 +352,12 @@ def _reason(error: Exception) -> str:
 
 
 def _sha256(file: Path) -> str:
+    facts = file.stat()
+    return _read_sha256(file, facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _read_sha256(file: Path, size: int, time: int) -> str:
+    """Once for each state of a file: a search asks for it, and the front that it makes again."""
     with open(file, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

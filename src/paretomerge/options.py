@@ -42,6 +42,11 @@ def check_options(function: Callable[..., object], options: Mapping[str, Any], w
     return checked
 
 
+def option_names(function: Callable[..., object]) -> list[str]:
+    """The options that ``check_options`` knows of a function."""
+    return [name for name, _ in _parameters(function)]
+
+
 def describe_methods() -> list[dict[str, Any]]:
     """Name, command, summary and options (default, kind, meaning) of every method, from signatures and docstrings."""
     from paretomerge.fitting import FITS

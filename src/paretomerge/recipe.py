@@ -67,6 +67,8 @@ class Recipe(BaseModel):
     options: dict[str, Any] = {}
     on: BaseMerge | None = None
     data: dict[str, DataSpec | str] = {}
+    evaluator: str | None = None
+    metrics: dict[str, str] = {}
     preset: Literal["recommended", "paper"] = "recommended"
     output: str | None = None
     dtype: Annotated[
@@ -145,20 +147,22 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
 
     Args:
         file: a recipe or mergekit file.
-        **flags: Recipe's fields under their names, less these five, which are made of text: ``expert``, ``data`` and
-            ``option`` (lists of ``name=value``; they are added to the file's, but options of another method are dropped),
+        **flags: Recipe's fields under their names, less these six, which are made of text: ``expert``, ``data``, ``metric``
+            and ``option`` (lists of ``name=value``; they are added to the file's, but options of another method are dropped),
             ``on`` (a name) and ``on_option``. A command that has no flag ``method`` or ``on`` does not merge or takes no
             base merge.
     """
     recipe = read_recipe(file) if file is not None else Recipe()
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     fields = recipe.model_dump(exclude_unset=True)
-    for name in given.keys() - {"expert", "option", "on", "on_option", "data"}:
+    for name in given.keys() - {"expert", "option", "on", "on_option", "data", "metric"}:
         fields[name] = str(given[name]) if isinstance(given[name], Path) else given[name]
     if "expert" in given:
         fields["experts"] = recipe.experts | parse_pairs(given["expert"], "--expert", "math=models/math")
     if "data" in given:
         fields["data"] = recipe.data | parse_pairs(given["data"], "--data", "math=data/math.jsonl")
+    if "metric" in given:
+        fields["metrics"] = recipe.metrics | parse_pairs(given["metric"], "--metric", "math=exact_match")
     kept = recipe.options if recipe.method in (None, fields.get("method")) else {}
     fields["options"] = kept | _values(given.get("option", []), "--option")
     if "on" in given or "on_option" in given:
@@ -174,6 +178,8 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
             raise UserError(f"{_place(file, 'on')}: a merge is not made on another merge; it belongs to a fit")
         if recipe.data and "data" not in flags:
             raise UserError(f"{_place(file, 'data')}: a merge takes no data; they belong to a fit")
+        if recipe.evaluator is not None and "evaluator" not in flags:
+            raise UserError(f"{_place(file, 'evaluator')}: a merge is not evaluated; an evaluator belongs to a fit")
     return recipe
 
 

@@ -79,6 +79,33 @@ def fitting_bar(tasks: Sequence[str], quiet: bool) -> Iterator[Callable[[int, Ma
         yield lambda done, logged: bar.update(task, total=logged["steps"], completed=done, description=losses(logged))
 
 
+@contextmanager
+def searching_bar(quiet: bool) -> Iterator[Callable[[int, Mapping[str, Any]], None] | None]:
+    """A counter of evaluations with the last metrics; without a terminal, a line each."""
+    if quiet:
+        yield None
+        return
+
+    def told(count: int, facts: Mapping[str, Any]) -> str:
+        values = "  ".join(f"{task} {value:.4g}" for task, value in facts["metrics"].items()) or "failed"
+        reused = f" (and {facts['reused']} of earlier runs)" if facts["reused"] else ""
+        return f"evaluation {count}{reused}  c = {', '.join(f'{c:.3f}' for c in facts['c'])}  {values}"
+
+    if not sys.stderr.isatty():
+        yield lambda count, facts: print(told(count, facts), file=sys.stderr)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("searching") as spinner:
+        yield lambda count, facts: spinner.update(told(count, facts))
+
+
+def say(line: str, quiet: bool) -> None:
+    """Tell the user a line, on standard error."""
+    if not quiet:
+        print(line, file=sys.stderr)
+
+
 def done(folder: Path, weights: Weights | None, started: float, quiet: bool, as_json: bool, facts: dict[str, Any]) -> None:
     """The closing line, or the result as JSON."""
     seconds = round(time.perf_counter() - started, 2)

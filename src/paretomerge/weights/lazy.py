@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -91,3 +91,8 @@ def main_dtype(weights: Weights) -> torch.dtype:
         if info.dtype.is_floating_point:
             counts[info.dtype] = counts.get(info.dtype, 0) + info.numel
     return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
+
+
+def as_bytes(tensor: Tensor) -> Any:
+    """The bytes of a tensor in (C) order as an array (n,) of uint8; numpy knows no bfloat16. A copy only if it has to be."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -11,7 +11,6 @@ from torch import nn
 
 from paretomerge.errors import UserError
 from paretomerge.weights.architecture import live_names
-from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Expert, Experts
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import Weights
@@ -28,9 +27,9 @@ class SharedModels:
 
     def __init__(self, experts: Experts, heads: Mapping[str, Head], names: Sequence[str], device: torch.device) -> None:
         base = experts.base.cast(torch.float32).without(frozenset(experts.base) - frozenset(experts.infos))
-        config = experts.base.config if isinstance(experts.base, Checkpoint) else {}
+        config = getattr(experts.base, "config", {})
         if not config.get("architectures") and not heads:
-            raise UserError("the base has no config.json that names an architecture: a model cannot be built to fit on data")
+            raise UserError("the base has no config.json that names an architecture: a model cannot be built of it")
         self.weights: dict[str, nn.Parameter] = {}
         self.models: dict[str, nn.Module] = {}
         shared_body: nn.Module | None = None

@@ -1,0 +1,111 @@
+"""A shell command as an evaluator: it is given a checkpoint's folder and prints JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from paretomerge.evaluation.outcomes import Failed
+
+_KEPT = 1 << 22
+"""Of what a command prints, the last bytes that are looked at."""
+_GRACE = 5.0
+"""Seconds between asking a command to end and ending it."""
+
+
+def run(command: str, *, timeout: float | None) -> dict[str, Any]:
+    """The last JSON object that a command prints.
+
+    The command gets a process group of its own, and whatever is left of it ends with it.
+
+    Args:
+        command: for ``/bin/sh``.
+        timeout: seconds; None: none.
+
+    Raises:
+        Failed: another exit code than 0 (with the end of standard error), no JSON object on standard output, too slow.
+    """
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(
+            command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+        )  # fmt: skip
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"took more than {timeout:g} s{_told(err)}") from None
+        finally:
+            _end(process)
+        if code:
+            how = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
+            raise Failed(f"{how}{_told(err)}")
+        found = last_object(_tail(out))
+        if found is None:
+            printed = " ".join(_tail(out)[-200:].split())
+            raise Failed(f"printed no JSON object on standard output, but {printed or 'nothing'!r}{_told(err)}")
+        return found
+
+
+def last_object(text: str) -> dict[str, Any] | None:
+    """The last JSON object in a text, or None.
+
+    >>> last_object('loading {model}\\n{"a": 1}\\n{"a": {"acc": 0.5},\\n "b": 2}\\ndone')
+    {'a': {'acc': 0.5}, 'b': 2}
+    """
+    decoder, found, start = json.JSONDecoder(), None, text.find("{")
+    while start >= 0:
+        try:
+            found, end = decoder.raw_decode(text, start)
+        except (ValueError, RecursionError):
+            end = start + 1
+        start = text.find("{", end)
+    return found
+
+
+def folder_for(inside: Path | None) -> Path:
+    """An empty folder for one checkpoint."""
+    if inside is not None:
+        inside.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix="paretomerge-model-", dir=inside))
+
+
+def left_behind(inside: Path) -> Sequence[Path]:
+    """Checkpoints that a killed search has not removed; they are."""
+    found = [path for path in inside.glob("paretomerge-model-*") if path.is_dir()]
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    return found
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a command's process group, gently first."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)  # also what a command that has ended left running
+        except (ProcessLookupError, PermissionError):
+            break
+        if process.poll() is not None:
+            continue
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _KEPT))
+    return file.read().decode(errors="replace")
+
+
+def _told(err: IO[bytes]) -> str:
+    """The end of standard error, for a message."""
+    lines = [line.strip() for line in _tail(err).splitlines() if line.strip()]
+    return f": {' | '.join(lines[-3:])}" if lines else ""

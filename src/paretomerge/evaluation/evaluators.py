@@ -1,0 +1,249 @@
+"""Who can evaluate a merged model: labelled tasks, a Python function, a shell command. (A harness: ``harness.py``.)
+
+Each kind says what it measures (``objectives``) and what its numbers depend on (``identity``), and opens to a function of
+the coefficients. All of them can be sent to another process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+
+from paretomerge.errors import UserError
+from paretomerge.evaluation import command as shell
+from paretomerge.evaluation.directions import METRICS
+from paretomerge.evaluation.evaluate import measure
+from paretomerge.evaluation.inputs import Inputs
+from paretomerge.evaluation.outcomes import Failed, Measure, checked
+from paretomerge.evaluation.tasks import Task
+from paretomerge.search.merged import Ingredients, LiveModels
+from paretomerge.search.objective import Objective
+from paretomerge.weights.lazy import as_bytes
+from paretomerge.weights.live import device_named
+from paretomerge.weights.writing import SHARD_BYTES
+
+_LARGEST_SCRIPT = 10**7
+
+
+class Judge(Protocol):
+    """Measures one merged model at a time."""
+
+    @property
+    def objectives(self) -> Sequence[Objective]:
+        """A metric per task, in the order of the tasks."""
+
+    def identity(self) -> dict[str, Any]:
+        """What its numbers depend on beside the model, as JSON."""
+
+    def opened(self, ingredients: Ingredients) -> Measure:
+        """Ready to measure."""
+
+
+@dataclass(frozen=True)
+class OnTasks:
+    """Metrics of the tasks' labelled inputs; each task with its own head, one live model that moves."""
+
+    tasks: Mapping[str, Task]
+    """What is measured on are their ``held_out`` inputs: see ``for_search``."""
+    _: KW_ONLY
+    batch_size: int = 64
+    device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    store_task_vectors: Literal["float32", "bfloat16"] = "float32"
+
+    @property
+    def objectives(self) -> Sequence[Objective]:
+        return [Objective(name, task.metric, *METRICS[task.metric]) for name, task in self.tasks.items()]
+
+    def identity(self) -> dict[str, Any]:
+        seen = {name: {"metric": t.metric, "inputs": _fingerprint(t.held_out)} for name, t in self.tasks.items() if t.held_out}
+        return {"kind": "tasks", "tasks": seen, "precision": self.precision, "store_task_vectors": self.store_task_vectors}
+
+    def opened(self, ingredients: Ingredients) -> Measure:
+        device = device_named(self.device)
+        live = LiveModels(ingredients, device=device, store=getattr(torch, self.store_task_vectors))
+        text_varies = any("text" in name for name in ingredients.vectors)
+        text_heads: dict[str, torch.Tensor] = {}
+
+        def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
+            live.move_(c)
+            found = {}
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                for name in tasks:
+                    task, model = self.tasks[name], live.models[name]
+                    if task.prompts is not None and (text_varies or name not in text_heads):
+                        with torch.no_grad():
+                            text_heads[name] = task.prompts.features(model)
+                    found[name] = measure(model, task, self.batch_size, text_heads.get(name))
+            return checked(found, self.objectives, tasks)
+
+        return measured
+
+
+def for_search(tasks: Mapping[str, Task], names: Sequence[str], say: Callable[[str], None]) -> dict[str, Task]:
+    """The tasks with what a search may look at in the place of what is held out: the inputs of the fit, with their labels.
+
+    Where a task has no others, its held-out inputs have to do; it is then transductive, and so are all numbers measured on
+    them.
+
+    Args:
+        tasks: with the labels of the inputs to fit on.
+        names: of the tasks that are needed.
+        say: is told what is transductive.
+
+    Raises:
+        UserError: a task without labelled inputs.
+    """
+    found = {}
+    for name in names:
+        task = tasks.get(name)
+        inputs = None if task is None else task.fit or task.held_out
+        if task is None or inputs is None:
+            raise UserError(f"task {name} has no inputs to evaluate on: name them with --data {name}=PATH")
+        if task.metric == "accuracy" and inputs.labels is None:
+            raise UserError(f"task {name}: a search needs labels, and the inputs to fit on have none: name labelled ones (fit)")
+        split = task.split if task.fit else "transductive"
+        if split == "transductive":
+            say(f"{name}: the search chooses by the inputs that are measured on: transductive")
+        found[name] = replace(task, held_out=inputs, split=split)
+    return found
+
+
+@dataclass(frozen=True)
+class ByFunction:
+    """A Python function of a merged model."""
+
+    function: Callable[..., Mapping[str, Any]]
+    objectives: Sequence[Objective]
+    _: KW_ONLY
+    gets: Literal["model", "models", "weights"] = "model"
+    device: str = "auto"
+    store_task_vectors: Literal["float32", "bfloat16"] = "float32"
+
+    def identity(self) -> dict[str, Any]:
+        try:
+            source = inspect.getsource(self.function)
+        except (OSError, TypeError):
+            source = ""
+        name = f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', repr(self.function))}"
+        return {
+            "kind": "function", "name": name, "source": _digest(source.encode()), "gets": self.gets,
+            "metrics": {o.task: o.metric for o in self.objectives}, "store_task_vectors": self.store_task_vectors,
+        }  # fmt: skip
+
+    def opened(self, ingredients: Ingredients) -> Measure:
+        takes_tasks = "tasks" in inspect.signature(self.function).parameters
+        if self.gets == "model" and ingredients.heads:
+            raise UserError('evaluator: tasks have heads of their own: say gets="models", and it gets a map from task to model')
+        live = None
+        if self.gets != "weights":
+            live = LiveModels(ingredients, device=device_named(self.device), store=getattr(torch, self.store_task_vectors))
+
+        def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
+            if live is None:
+                at = ingredients.at(c)
+                argument: Any = {name: at[name] for name in at}
+            else:
+                live.move_(c)
+                argument = dict(live.models) if self.gets == "models" else next(iter(live.models.values()))
+            extra = {"tasks": list(tasks)} if takes_tasks else {}
+            return checked(self.function(argument, **extra), self.objectives, tasks)
+
+        return measured
+
+
+@dataclass(frozen=True)
+class ByCommand:
+    """A shell command; ``{model}`` in it stands for a checkpoint's folder, ``{tasks}`` for the wanted tasks' names."""
+
+    command: str
+    objectives: Sequence[Objective]
+    scratch: Path | None = None
+    """Where the checkpoint's folder is for the while; None: the system's temporary folder."""
+    _: KW_ONLY
+    timeout: float | None = None
+    """Seconds an evaluation may take."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the checkpoint; None: as the base."""
+
+    def __post_init__(self) -> None:
+        if "{model}" not in self.command:
+            raise UserError("--evaluator: the command needs {model}, where the folder of the merged model goes")
+        if self.timeout is not None and self.timeout <= 0:
+            raise UserError("timeout must be positive")
+
+    def identity(self) -> dict[str, Any]:
+        try:
+            words = shlex.split(self.command)
+        except ValueError:
+            words = self.command.split()
+        files = {word: Path(word) for word in words if "{" not in word}
+        scripts = {
+            word: _digest(path.read_bytes())
+            for word, path in files.items()
+            if path.is_file() and path.stat().st_size <= _LARGEST_SCRIPT
+        }
+        return {
+            "kind": "command", "command": self.command, "files": scripts, "dtype": self.dtype,
+            "metrics": {o.task: o.metric for o in self.objectives},
+        }  # fmt: skip
+
+    def opened(self, ingredients: Ingredients) -> Measure:
+        def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
+            folder = shell.folder_for(self.scratch)
+            try:
+                _write(ingredients, c, folder / "model", getattr(torch, self.dtype) if self.dtype else None)
+                words = {"{model}": shlex.quote(str(folder / "model")), "{tasks}": shlex.quote(",".join(tasks))}
+                line = self.command
+                for word, value in words.items():
+                    line = line.replace(word, value)
+                given = shell.run(line, timeout=self.timeout)
+                return checked(given, self.objectives, tasks)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        return measured
+
+
+def _write(ingredients: Ingredients, c: Sequence[float], folder: Path, dtype: torch.dtype | None) -> None:
+    """θ(c) as a model's folder; where tasks have heads of their own, as one folder a task inside of it."""
+    from paretomerge.export.huggingface import write_model
+
+    weights = ingredients.at(c, dtype)
+    whole: dict[str, tuple[Any, Mapping[str, Any]]] = {"": (weights, ingredients.config)}
+    if ingredients.heads:
+        whole = {task: (head.on(weights, dtype), head.config) for task, head in ingredients.heads.items()}
+        whole |= {task: (weights, ingredients.config) for task in ingredients.tasks if task not in whole}
+    for task, (model, config) in whole.items():
+        provenance = {"method": "search", "settings": {"coefficients": list(c)}, "sources": {}, "versions": {}}
+        write_model(
+            model, folder / task, config=config, companions=ingredients.companions, provenance=provenance,
+            shard_bytes=SHARD_BYTES,
+        )  # fmt: skip
+
+
+def _fingerprint(inputs: Inputs) -> str:
+    """Of all that a model is given, and of the labels."""
+    digest = hashlib.sha256()
+    for start in range(0, len(inputs), 64):
+        for name, tensor in sorted(inputs.batch(range(start, min(start + 64, len(inputs)))).items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+            digest.update(as_bytes(tensor))
+    if inputs.labels is not None:
+        digest.update(as_bytes(inputs.labels))
+    return digest.hexdigest()[:16]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+__all__ = ["ByCommand", "ByFunction", "Failed", "Judge", "OnTasks", "for_search"]

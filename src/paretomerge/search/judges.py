@@ -1,0 +1,82 @@
+"""Which judge a user's words mean, and which of the options are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paretomerge.errors import UserError
+from paretomerge.evaluation.directions import objectives_of
+from paretomerge.evaluation.evaluators import ByCommand, ByFunction, Judge, OnTasks
+from paretomerge.evaluation.harness import NAME, ByHarness
+from paretomerge.evaluation.tasks import Task
+from paretomerge.options import check_options, option_names, unknown
+from paretomerge.search.objective import Objective
+
+Given = Callable[..., Mapping[str, Any]] | str | None
+"""What a user gives as evaluator; None: tasks with data."""
+
+JUDGES: dict[str, Callable[..., Judge]] = {
+    "data": OnTasks, "function": ByFunction, "command": ByCommand, "lm-eval": ByHarness,
+}  # fmt: skip
+
+
+def kind_of(evaluator: Given) -> str:
+    """The key in ``JUDGES``."""
+    if evaluator is None:
+        return "data"
+    if callable(evaluator):
+        return "function"
+    return "lm-eval" if evaluator.strip() == NAME else "command"
+
+
+def divided(
+    method: str, function: Callable[..., Any], evaluator: Given, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the search, and those of its judge, both checked.
+
+    Raises:
+        UserError: an option that neither has, or a value of the wrong kind.
+    """
+    kind = kind_of(evaluator)
+    judge = JUDGES[kind]
+    own, others = option_names(function), option_names(judge)
+    if strangers := [name for name in options if name not in (*own, *others)]:
+        raise UserError(f"{method}: {unknown('option', strangers[0], [*own, *others])}")
+    mine = {name: value for name, value in options.items() if name in own}
+    theirs = {name: value for name, value in options.items() if name not in own}
+    return check_options(function, mine, method), check_options(judge, theirs, f"evaluator ({kind})")
+
+
+def judge_of(
+    evaluator: Given,
+    *,
+    tasks: Mapping[str, Task],
+    metrics: Mapping[str, Objective | str],
+    names: Sequence[str],
+    scratch: Path | None,
+    options: Mapping[str, Any],
+) -> Judge:
+    """The judge.
+
+    Args:
+        evaluator: what the user gave.
+        tasks: with data, those to measure.
+        metrics: without data, a metric for every task.
+        names: of the tasks, in order.
+        scratch: where a command's checkpoints are for the while.
+        options: of the judge.
+
+    Raises:
+        UserError: metrics that are missing or wrong, and what a judge itself refuses.
+    """
+    kind = kind_of(evaluator)
+    if kind == "data":
+        if metrics:
+            raise UserError("metrics belong to an evaluator; those of data are known")
+        return OnTasks({name: tasks[name] for name in names}, **options)
+    objectives = objectives_of(metrics, names)
+    if kind == "command":
+        return ByCommand(str(evaluator), objectives, scratch, **options)
+    return JUDGES[kind](objectives, **options) if kind == NAME else ByFunction(evaluator, objectives, **options)  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""Merged models as a search asks for them, θ(c) = θ₀ + Σ_n c_n v_n: written to be read, or live and moved from c to c'."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from paretomerge.weights.experts import Expert, Experts
+from paretomerge.weights.heads import Head, heads_of
+from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.shared_models import SharedModels
+
+_CHUNK = 1 << 17
+"""Entries that are summed at a time: with task vectors in half precision, a copy in fp32 of so many of each."""
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """What merged models are made of, without a word on how the task vectors came about."""
+
+    tasks: tuple[str, ...]
+    base: Weights
+    """θ₀, with second copies of tied weights where they have to be written."""
+    vectors: Weights
+    """Name -> (N, *shape): of every tensor that varies, the v_n."""
+    aliases: Mapping[str, str]
+    config: Mapping[str, Any]
+    heads: Mapping[str, Head]
+    companions: Path | None = None
+
+    def at(self, c: Sequence[float], dtype: torch.dtype | None = None) -> Weights:
+        """θ(c), lazily; computed in fp32 (fp64 for a base in fp64), stored as the base or as ``dtype``."""
+        base = self.base.cast(dtype)
+        coefficients = torch.tensor(list(c), dtype=torch.float64)
+
+        def read(name: str) -> Tensor:
+            info = base.infos[name]
+            first = self.aliases.get(name, name)
+            wide = torch.float64 if self.base.infos[first].dtype == torch.float64 else torch.float32
+            out = torch.empty(info.shape, dtype=wide)
+            return write_sum_(out, self.base[first], self.vectors[first], coefficients).to(info.dtype)
+
+        varying = {name: info for name, info in base.infos.items() if self.aliases.get(name, name) in self.vectors}
+        return base.replacing(varying, read)
+
+
+def ingredients_of(experts: Experts, vectors: Weights) -> Ingredients:
+    """Base, heads and files of some experts, with these task vectors: theirs, or what TIES, DARE or TSV made of them."""
+    infos = experts.infos
+    base = Weights(infos, lambda name: experts.base[experts.aliases.get(name, name)].to(infos[name].dtype))
+    path = getattr(experts.base, "path", None)
+    return Ingredients(
+        experts.tasks, base, vectors, dict(experts.aliases), getattr(experts.base, "config", {}), heads_of(experts),
+        path if path and path.is_dir() else None,
+    )  # fmt: skip
+
+
+def write_sum_(out: Tensor, base: Tensor, v: Tensor, c: Tensor) -> Tensor:
+    """out = base + Σ_n c_n v_n, computed from scratch, so that it does not drift however often a model is moved.
+
+    Args:
+        out: where to; any floating-point dtype.
+        base: of its shape.
+        v: (N, *shape), fp32, or narrower to save memory.
+        c: (N,).
+    """
+    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+    flat, start = out.view(-1), base.reshape(-1)
+    stacked, weights = v.reshape(len(v), -1), c.to(out.device, wide)
+    if stacked.dtype == wide == flat.dtype == start.dtype:
+        torch.addmv(start, stacked.T, weights, out=flat)
+        return out
+    for first in range(0, len(flat), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        flat[part].copy_(torch.addmv(start[part].to(wide), stacked[:, part].to(wide).T, weights))
+    return out
+
+
+class LiveModels:
+    """The tasks' live models, over one set of weights that ``move_`` brings from one c to the next."""
+
+    def __init__(self, ingredients: Ingredients, *, device: torch.device, store: torch.dtype = torch.float32) -> None:
+        """Build the models, and keep base and task vectors beside them.
+
+        Args:
+            ingredients: of the merged models.
+            device: where they run; base and task vectors are kept there, too.
+            store: dtype of the task vectors; bfloat16 halves their memory.
+        """
+        found = SharedModels(_as_experts(ingredients), ingredients.heads, list(ingredients.vectors), device)
+        self.models: Mapping[str, nn.Module] = found.models
+        self._weights = found.weights
+        self._base = {name: ingredients.base[name].to(device, torch.float32) for name in self._weights}
+        self._vectors = {name: ingredients.vectors[name].to(device, store) for name in self._weights}
+        self.at: tuple[float, ...] | None = None
+
+    @torch.no_grad()
+    def move_(self, c: Sequence[float]) -> None:
+        """Write θ(c) into the models: each tensor is touched once."""
+        if self.at == tuple(c):
+            return
+        coefficients = torch.tensor(list(c), dtype=torch.float64)
+        for name, parameter in self._weights.items():
+            write_sum_(parameter.data, self._base[name], self._vectors[name], coefficients)
+        self.at = tuple(c)
+
+
+def _as_experts(ingredients: Ingredients) -> Experts:
+    """For ``SharedModels``, which looks at names, base and aliases only."""
+    empty = Weights({}, lambda name: torch.empty(0))
+    base = ingredients.base
+    infos: dict[str, TensorInfo] = base.infos
+    return Experts(
+        _Configured(base, ingredients.config),
+        tuple(Expert(task, empty, {}) for task in ingredients.tasks),
+        tuple(ingredients.vectors),
+        infos,
+        ingredients.aliases,
+    )
+
+
+class _Configured(Weights):
+    """Weights that know their configuration, as a checkpoint does."""
+
+    def __init__(self, weights: Weights, config: Mapping[str, Any]) -> None:
+        super().__init__(weights.infos, weights.__getitem__)
+        self.config = dict(config)

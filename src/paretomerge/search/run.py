@@ -1,0 +1,134 @@
+"""One run of a search: its evaluator opened, its evaluations kept, and left in order when somebody stops it."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from paretomerge.errors import Stopped, UserError
+from paretomerge.evaluation.command import left_behind
+from paretomerge.evaluation.evaluators import Judge
+from paretomerge.evaluation.parallel import pool_of
+from paretomerge.front import sources_of
+from paretomerge.search.evaluations import Evaluations, Report
+from paretomerge.search.merged import ingredients_of
+from paretomerge.search.store import FILE, Store
+from paretomerge.search.work import SearchWork
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights, as_bytes
+
+
+class Settings(Protocol):
+    """How a search is run: ``api.FitRun``."""
+
+    @property
+    def folder(self) -> Path | None: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def report(self) -> Report | None: ...
+    @property
+    def say(self) -> Callable[[str], None]: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def ray(self) -> str | None: ...
+    @property
+    def gpus(self) -> float: ...
+
+
+@contextmanager
+def evaluator_for(
+    experts: Experts, judge: Judge, facts: Mapping[str, Any], run: Settings
+) -> Iterator[Callable[[Weights], Evaluations]]:
+    """What makes a search's evaluator from the task vectors that it merges, for the length of a block.
+
+    Args:
+        experts: base and experts.
+        judge: who measures.
+        facts: what the task vectors depend on (sources, how they were processed), as JSON: part of what a stored evaluation
+            is known by.
+        run: its folder (evaluations that it holds are not done again; None: they are kept in memory only), whether there
+            must be some (resume), who hears of it, and where evaluations run (see ``pool_of``).
+
+    Raises:
+        Stopped: SIGINT or SIGTERM came; what was measured is kept.
+        UserError: nothing to resume.
+    """
+    folder = run.folder
+    if run.resume and (folder is None or not (folder / FILE).exists()):
+        raise UserError(f"{folder or 'no folder is given'}: no evaluations to go on from")
+    if folder is not None and (gone := left_behind(folder)):
+        run.say(f"removed {len(gone)} checkpoints that a killed run left in {folder}")
+    made: list[Evaluations] = []
+    with ExitStack() as stack, _stoppable(made, folder):
+        store = Store(folder, {"judge": judge.identity(), "merge": dict(facts)})
+        stack.callback(store.close)
+        if store.found:
+            run.say(f"{store.found} evaluations of earlier runs are in {folder}, and are used again")
+
+        def made_for(vectors: Weights) -> Evaluations:
+            work = SearchWork(judge, ingredients_of(experts, vectors))
+            pool = stack.enter_context(pool_of(work, workers=run.workers, ray=run.ray, gpus=run.gpus))
+            made.append(Evaluations(judge.objectives, store, pool, report=run.report, say=run.say))
+            return made[-1]
+
+        yield made_for
+
+
+def facts_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
+    """What merged models depend on: the files by their hashes (of models in memory, their tensors'), and what is merged.
+
+    Args:
+        experts: base and experts.
+        hashes: of the files; otherwise their sizes and times.
+    """
+    sources = sources_of(experts, hashes=hashes)
+    in_memory = {"": experts.base, **{expert.task: expert.source for expert in experts.experts}}
+    files = {}
+    for task, source in {"": sources["base"], **sources["experts"]}.items():
+        files[task] = (source["files"] if hashes else _states(source)) or _hash_of(in_memory[task])
+    merged = hashlib.sha256(" ".join(f"{name} {experts.infos[name]}" for name in experts.merged).encode())
+    return {"tasks": list(experts.tasks), "files": files, "merged": merged.hexdigest()[:16]}
+
+
+def _hash_of(weights: Any) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name]
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        digest.update(as_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _states(source: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Where hashes are not wanted: size and time of each file."""
+    folder = Path(source["path"])
+    states = {name: (folder / name if folder.is_dir() else folder).stat() for name in source["files"]}
+    return {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
+
+
+@contextmanager
+def _stoppable(made: Sequence[Evaluations], folder: Path | None) -> Iterator[None]:
+    """SIGTERM does what Ctrl-C does, so that folders and processes of an evaluation are cleared away; then ``Stopped``."""
+    before: Any = signal.SIG_DFL
+    main = threading.current_thread() is threading.main_thread()
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    if main:
+        before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint = f"; the same command goes on from there (evaluations in {folder})" if folder else ""
+        raise Stopped(f"stopped after {sum(each.done for each in made)} evaluations{hint}") from None
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
