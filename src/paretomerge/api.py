@@ -184,7 +184,7 @@ def _search(
 ) -> Front:
     from paretomerge.evaluation.evaluators import for_search
     from paretomerge.search.judges import divided, judge_of
-    from paretomerge.search.run import evaluator_for, facts_of
+    from paretomerge.search.run import evaluator_for, facts_of, measured_rows
 
     function: Callable[..., Searched] = SEARCHES[method]
     if (data is None) == (evaluator is None):
@@ -206,7 +206,8 @@ def _search(
     pareto_set.settings |= {"fitted": method, "evaluator": judge.identity()}
     if data is not None:
         pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
-    return front_of(pareto_set, experts, hashes=hashes)
+    rows = measured_rows(pareto_set, judge.objectives, own.get("seed", 0))
+    return replace(front_of(pareto_set, experts, hashes=hashes), measured=tuple(rows))
 
 
 def _described(spec: Task | DataSpec | str, task: Task) -> dict[str, Any]:

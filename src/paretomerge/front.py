@@ -68,6 +68,7 @@ class _Row(BaseModel):
     value: float
     split: Literal["held-out", "transductive"]
     seed: int
+    larger_is_better: bool | None = None
 
 
 class _Facts(BaseModel):
@@ -334,7 +335,7 @@ def load_front(folder: str | Path) -> Front:
         file = folder / _HEADS / task / "head.safetensors"
         config = read_json(file.with_name("config.json"))
         heads[task] = Head(Checkpoint(file, [file], {}), config, head.prefix, tuple(head.lacks))
-    measured = tuple(cast("Row", row.model_dump()) for row in facts.measured)
+    measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
     return Front(pareto_set, base.config, heads, facts.sources.model_dump(), folder, folder, measured)
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from paretomerge.errors import UserError
-from paretomerge.flags import Data, HeadOf, Json, Overwrite, Quiet, Seed
-from paretomerge.terminal import progress, show_rows
+from paretomerge.flags import Data, EvaluatorOf, Gpus, HeadOf, Json, Metrics, OptionValues, Overwrite, Quiet, Ray, Seed, Workers
+from paretomerge.terminal import progress, say, show_rows
 
 
 def evaluate(
     front: Annotated[Path, typer.Argument(help="A front's folder.")],
     data: Data = None,
+    evaluator: EvaluatorOf = None,
+    metric: Metrics = None,
+    option: OptionValues = None,
     preference: Annotated[
         list[str] | None, typer.Option("--preference", "-p", help="Instead of equal, priority and one-hot; may be repeated.")
     ] = None,
@@ -24,33 +26,49 @@ def evaluate(
     seed: Seed = 0,
     batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
     device: Annotated[str, typer.Option("--device")] = "cpu",
+    workers: Workers = 1,
+    ray: Ray = None,
+    gpus: Gpus = 0.0,
     dry: Annotated[bool, typer.Option("--dry", help="Do not record the numbers in the front.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a front on held-out inputs (--data) and record the numbers in it, for pick --knee and --at-least."""
+    """Measure a front on held-out inputs (--data), or by an --evaluator, and record the numbers in it.
+
+    pick --knee and pick --at-least choose among them. --option has the evaluator's options, timeout=600 for instance.
+    """
     from paretomerge import api
-    from paretomerge.evaluation.evaluate import evaluate as measured
-    from paretomerge.evaluation.evaluate import sampled, standard_preferences
+    from paretomerge.evaluation.evaluate import evaluate_by, sampled, standard_preferences
     from paretomerge.evaluation.queries import record
     from paretomerge.front import load_front
-    from paretomerge.recipe import parse_pairs
+    from paretomerge.options import check_options
+    from paretomerge.recipe import option_values, parse_pairs
+    from paretomerge.search.judges import JUDGES, judge_of, kind_of
 
     opened = load_front(front)
-    tasks = api.load_tasks(opened, parse_pairs(data or [], "--data", "math=data/math.jsonl"), seed=seed)
-    if not tasks:
-        raise UserError("no inputs to measure on: name them with --data NAME=PATH")
-    for task in tasks.values():
-        for line in () if quiet else task.said:
-            print(f"{task.name}: {line}", file=sys.stderr)
+    options = option_values(option or [])
+    tasks, names = {}, opened.tasks
+    if evaluator is None:
+        tasks = api.load_tasks(opened, parse_pairs(data or [], "--data", "math=data/math.jsonl"), seed=seed)
+        names, options = tuple(tasks), {"batch_size": batch_size, "device": device, **options}
+        if not tasks:
+            raise UserError("no inputs to measure on: name them with --data NAME=PATH, or an --evaluator")
+        for task in tasks.values():
+            for line in task.said:
+                say(f"{task.name}: {line}", quiet)
+    elif data:
+        raise UserError("either --data or --evaluator, one of the two")
+    options = check_options(JUDGES[kind_of(evaluator)], options, "evaluate")
+    metrics = parse_pairs(metric or [], "--metric", "math=exact_match")
+    judge = judge_of(evaluator, tasks=tasks, metrics=metrics, names=names, scratch=None, options=options)
     if preference:
         wanted = [*preference, *sampled(opened.tasks, sample, seed)]
     else:
         wanted = standard_preferences(opened.tasks, sample, seed)
-    with progress("measuring", len(wanted) * len(tasks), 0, quiet) as tick:
-        rows = measured(
-            opened, list(tasks.values()), wanted, seed=seed, batch_size=batch_size, device=device,
-            progress=(lambda row: tick(row["task"], 0)) if tick else None,
+    with progress("measuring", len(wanted) * len(names), 0, quiet) as tick:
+        rows = evaluate_by(
+            opened, judge, wanted, splits={name: task.split for name, task in tasks.items()} or None, seed=seed,
+            progress=(lambda row: tick(row["task"], 0)) if tick else None, workers=workers, ray=ray, gpus=gpus,
         )  # fmt: skip
     if not dry:
         record(front, rows)

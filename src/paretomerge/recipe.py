@@ -235,6 +235,11 @@ def parse_pairs(texts: Sequence[str], flag: str, example: str) -> dict[str, str]
     return pairs
 
 
+def option_values(texts: Sequence[str]) -> dict[str, Any]:
+    """The values of --option flags."""
+    return _values(texts, "--option")
+
+
 def _values(texts: Sequence[str], flag: str) -> dict[str, Any]:
     """name=value texts, each value as YAML; one that starts like an alias (``*.attn.*``) is text."""
     pairs = parse_pairs(texts, flag, "density=0.2")

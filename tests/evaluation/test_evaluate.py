@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 import tiny
 from paretomerge import api, preferences
 from paretomerge.errors import UserError
-from paretomerge.evaluation import evaluate as module
+from paretomerge.evaluation import evaluators
 from paretomerge.evaluation.evaluate import evaluate, measure, sampled, select_unseen, standard_preferences
 from paretomerge.evaluation.inputs import TensorInputs
 from paretomerge.evaluation.queries import best_with, knee, record
 from paretomerge.evaluation.results import Row
 from paretomerge.evaluation.tasks import DataSpec, Task, load_task
 from paretomerge.front import Front, load_front
+from paretomerge.weights import shared_models
 from paretomerge.weights.experts import load_experts
 from task_data import REVIEWS, companions, config, paint, write_csv
 
@@ -87,22 +88,32 @@ def test_what_cannot_be_measured() -> None:
         measure(net, Task("a", "image-classification", None, wrong, "accuracy"))
 
 
+def count_models(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of classes of each model that is built from now on."""
+    built: list[int] = []
+    make = shared_models.build_model
+    monkeypatch.setattr(
+        shared_models,
+        "build_model",
+        lambda weights, config: built.append(len(config.get("id2label", ()))) or make(weights, config),
+    )
+    return built
+
+
 def test_every_row_is_what_a_fresh_model_gives(vit_front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = [images(60, 5, 1, "a"), images(60, 3, 2, "b")]
     specs = [*standard_preferences(vit_front.tasks, sample=2), "a=1,b=1"]
-    built = []
-    make = Front.model
-    monkeypatch.setattr(Front, "model", lambda self, *args, **kw: built.append(kw["head"]) or make(self, *args, **kw))
+    built = count_models(monkeypatch)
     measured = []
-    monkeypatch.setattr(module, "measure", lambda *args: measured.append(1) or measure(*args))
+    monkeypatch.setattr(evaluators, "measure", lambda *args: measured.append(1) or measure(*args))
     seen: list[Row] = []
     rows = evaluate(vit_front, tasks, specs, seed=3, batch_size=16, progress=seen.append)
-    assert built == ["a", "b"]
+    assert built == [5, 3]  # one for each head, over the same weights
     assert len(measured) == 2 * 5  # equal, priority:a, priority:b and a=1,b=1 are one γ; only:a, only:b; two samples
     assert [(row["preference"], row["task"]) for row in rows] == [(spec, task) for spec in specs for task in "ab"]
     assert sorted(map(str, seen)) == sorted(map(str, rows))
     for row in rows:
-        net = make(vit_front, row["preference"], head=row["task"], dtype=torch.float32)
+        net = vit_front.model(row["preference"], head=row["task"], dtype=torch.float32)
         assert row["value"] == measure(net, tasks["ab".index(row["task"])])
         assert (row["method"], row["metric"], row["split"], row["seed"]) == (
             vit_front.pareto_set.method,
@@ -114,16 +125,14 @@ def test_every_row_is_what_a_fresh_model_gives(vit_front: Front, monkeypatch: py
 
 
 def test_tasks_without_heads_share_a_model(gpt_front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    built = []
-    make = Front.model
-    monkeypatch.setattr(Front, "model", lambda self, *args, **kw: built.append(kw["head"]) or make(self, *args, **kw))
+    built = count_models(monkeypatch)
     tasks = [tokens(5, 1, "a"), tokens(5, 2, "b")]
     rows = evaluate(gpt_front, tasks, ["only:a", "equal"], method="mine")
-    assert built == [None]
+    assert len(built) == 1
     for row in rows:
         assert row["method"] == "mine" and row["metric"] == "perplexity"
         assert row["value"] == pytest.approx(
-            measure(make(gpt_front, row["preference"]), tasks["ab".index(row["task"])]), rel=1e-4
+            measure(gpt_front.model(row["preference"]), tasks["ab".index(row["task"])]), rel=1e-4
         )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from paretomerge.errors import UserError
+from paretomerge.evaluation.results import Row
 from paretomerge.search.objective import Objective
 
 _SHARE = (True, 0.0, 1.0)
@@ -92,6 +94,19 @@ def check_range(objective: Objective, value: float) -> None:
             f"task {objective.task}: {objective.metric} was {value:g}, outside of {bounds}: declare its range "
             f"(--metric {objective.task}={objective.metric}:{way}:LOW:HIGH); what was measured is kept"
         )
+
+
+def row_of(
+    objective: Objective, value: float, preference: str, *, method: str, split: Literal["held-out", "transductive"], seed: int
+) -> Row:
+    """A measured number; of a metric that is not known, the row says which way is better."""
+    row: Row = {
+        "method": method, "preference": preference, "task": objective.task, "metric": objective.metric, "value": value,
+        "split": split, "seed": seed,
+    }  # fmt: skip
+    if _name(objective.metric) not in METRICS:
+        row["larger_is_better"] = objective.larger_is_better
+    return row
 
 
 def _name(metric: str) -> str:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from paretomerge import preferences as simplex
 from paretomerge.errors import UserError
+from paretomerge.evaluation.directions import row_of
+from paretomerge.evaluation.evaluators import OnTasks
+from paretomerge.evaluation.front_models import FrontModels
 from paretomerge.evaluation.inputs import Inputs
-from paretomerge.evaluation.logits import Prompts, predict
+from paretomerge.evaluation.logits import Prompts
+from paretomerge.evaluation.measure import batches, measure
+from paretomerge.evaluation.parallel import pool_of
 from paretomerge.evaluation.queries import best_with, knee, record
 from paretomerge.evaluation.results import Row
 from paretomerge.evaluation.tasks import Task
+from paretomerge.evaluation.work import Judge, Work
 from paretomerge.fitting.objectives import Predictions, entropy
 from paretomerge.front import Front
 
@@ -25,6 +29,7 @@ __all__ = [
     "Selection",
     "best_with",
     "evaluate",
+    "evaluate_by",
     "knee",
     "measure",
     "record",
@@ -42,44 +47,6 @@ class Selection(NamedTuple):
     """Preference -> mean entropy of its predictions, in the order sampled."""
 
 
-@torch.inference_mode()
-def measure(model: nn.Module, task: Task, batch_size: int = 64, text_head: Tensor | None = None) -> float:
-    """A live model's metric on the task's held-out inputs.
-
-    Args:
-        model: in evaluation mode.
-        task: accuracy: share of inputs whose largest logit is the label; perplexity: exp of the mean loss of all tokens but
-            each block's first.
-        batch_size: inputs at a time.
-        text_head: of a zero-shot task, (classes, dim); None: made of the task's prompts by this model.
-
-    Raises:
-        UserError: the task has nothing held out, or the model does not fit it.
-    """
-    inputs = task.held_out
-    if inputs is None:
-        raise UserError(f"task {task.name} has nothing to measure on: name labelled data with evaluate")
-    if task.prompts is not None and text_head is None:
-        text_head = task.prompts.features(model)
-    total = torch.zeros((), dtype=torch.float64)
-    count = 0
-    for indices, logits in _batches(model, inputs, batch_size, text_head):
-        if task.metric == "perplexity":
-            tokens = inputs.batch(indices)["input_ids"][:, 1:].to(logits.device)
-            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), tokens.flatten(), reduction="sum")
-            total, count = total + loss.double().cpu(), count + tokens.numel()
-        else:
-            labels = inputs.labels
-            if labels is None:
-                raise UserError(f"task {task.name}: accuracy needs labels, and the held-out inputs have none")
-            if int(labels.max()) >= logits.shape[-1]:
-                raise UserError(f"task {task.name}: has the label {int(labels.max())}, the model {logits.shape[-1]} classes")
-            right = logits.argmax(-1).cpu() == labels[indices]
-            total, count = total + right.sum(), count + len(right)
-    mean = float(total) / count
-    return (math.exp(mean) if mean < 700 else math.inf) if task.metric == "perplexity" else mean
-
-
 def evaluate(
     front: Front,
     tasks: Sequence[Task],
@@ -91,11 +58,14 @@ def evaluate(
     dtype: torch.dtype | None = torch.float32,
     method: str | None = None,
     progress: Callable[[Row], None] | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    gpus: float = 0.0,
 ) -> list[Row]:
-    """The metric of every task at every preference; preferences that come to the same γ are measured once.
+    """The metric of every task at every preference; preferences that come to the same model are measured once.
 
     Args:
-        front: the set; one live model at a time is built for each head, and moved from preference to preference.
+        front: the set; the tasks' live models share their weights, and are moved from preference to preference.
         tasks: with the front's names where they have heads in it.
         preferences: as the command line takes them: ``equal``, ``only:a``, ``a=0.7,b=0.3``.
         seed: for the rows.
@@ -104,6 +74,9 @@ def evaluate(
         dtype: of their weights; None: as the front stores them.
         method: for the rows; None: the set's.
         progress: called with each row as it is measured.
+        workers: how many evaluate at a time, on Ray if there are several; each has live models of its own.
+        ray: address of a Ray cluster; None: a local one.
+        gpus: GPUs a worker has, if only in part.
 
     Returns:
         Rows in the order of the preferences, then of the tasks.
@@ -111,30 +84,68 @@ def evaluate(
     Raises:
         UserError: a preference that cannot be read; what ``measure`` raises.
     """
+    judge = OnTasks({task.name: task for task in tasks}, batch_size=batch_size, device=str(device))
+    return evaluate_by(
+        front, judge, preferences, splits={task.name: task.split for task in tasks}, seed=seed, dtype=dtype, method=method,
+        progress=progress, workers=workers, ray=ray, gpus=gpus,
+    )  # fmt: skip
+
+
+def evaluate_by(
+    front: Front,
+    judge: Judge,
+    preferences: Sequence[str],
+    *,
+    splits: Mapping[str, Literal["held-out", "transductive"]] | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = torch.float32,
+    method: str | None = None,
+    progress: Callable[[Row], None] | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    gpus: float = 0.0,
+) -> list[Row]:
+    """What a judge says of a front's models: the rows of ``evaluate``, by tasks, a function, a command or a harness.
+
+    Args:
+        front: the set; preferences that come to the same model are measured once.
+        judge: who measures.
+        preferences: as the command line takes them.
+        splits: of the judge's tasks; None: held out.
+        seed: for the rows.
+        dtype: of live models; None: as the front stores them.
+        method: for the rows; None: the set's.
+        progress: called with each row as it is measured.
+        workers: see ``pool_of``.
+        ray: see ``pool_of``.
+        gpus: see ``pool_of``.
+
+    Raises:
+        UserError: a preference that cannot be read, an evaluation that failed twice, and what the judge itself refuses.
+    """
     gammas = {text: simplex.parse(text, front.tasks) for text in preferences}
-    text_varies = any("text" in name for name in front.pareto_set.varying)
+    same: dict[Hashable, list[str]] = {}
+    for text, gamma in gammas.items():
+        same.setdefault(front.pareto_set.key(front.pareto_set.preference(gamma)), []).append(text)
+    groups = list(same.values())
+    names = tuple(objective.task for objective in judge.objectives)
+    models = FrontModels(front.pareto_set, names, front.config, front.heads, front.companions, dtype)
     rows: dict[tuple[str, int], Row] = {}
-    for head in dict.fromkeys(_head(front, task.name) for task in tasks):
-        model: nn.Module | None = None
-        text_heads: dict[int, Tensor | None] = {}
-        values: dict[tuple[simplex.Preference, int], float] = {}
-        for text, gamma in gammas.items():
-            for k, task in enumerate(tasks):
-                if _head(front, task.name) != head:
-                    continue
-                if (gamma, k) not in values:
-                    model = front.apply_(model, gamma) if model else front.model(gamma, head=head, dtype=dtype).to(device)
-                    if task.prompts and (text_varies or k not in text_heads):
-                        with torch.no_grad():
-                            text_heads[k] = task.prompts.features(model)
-                    values[gamma, k] = measure(model, task, batch_size, text_heads.get(k))
-                rows[text, k] = {
-                    "method": method or front.pareto_set.method, "preference": text, "task": task.name, "metric": task.metric,
-                    "value": values[gamma, k], "split": task.split, "seed": seed,
-                }  # fmt: skip
-                if progress:
-                    progress(rows[text, k])
-    return [rows[text, k] for text in gammas for k in range(len(tasks))]
+    with pool_of(Work(judge, models), workers=workers, ray=ray, gpus=gpus) as pool:
+        for number, outcome in pool([(gammas[group[0]], names) for group in groups]):
+            if outcome.mistake:
+                raise UserError(outcome.message)
+            if not outcome.metrics:
+                raise UserError(f"the evaluation at {groups[number][0]} failed twice: {outcome.message}")
+            for text in groups[number]:
+                for k, objective in enumerate(judge.objectives):
+                    rows[text, k] = row_of(
+                        objective, outcome.metrics[objective.task], text, method=method or front.pareto_set.method,
+                        split=splits[objective.task] if splits else "held-out", seed=seed,
+                    )  # fmt: skip
+                    if progress:
+                        progress(rows[text, k])
+    return [rows[text, k] for text in gammas for k in range(len(names))]
 
 
 def standard_preferences(tasks: Sequence[str], sample: int = 0, seed: int = 0) -> list[str]:
@@ -189,18 +200,8 @@ def select_unseen(
         model = front.apply_(model, text) if model else front.model(text, head=head, dtype=torch.float32).to(device)
         text_head = prompts.features(model) if prompts else None
         total, count = 0.0, 0
-        for _, logits in _batches(model, inputs, batch_size, text_head):
+        for _, logits in batches(model, inputs, batch_size, text_head):
             each = logits.flatten(0, -2).float()
             total, count = total + float(entropy(Predictions(each))) * len(each), count + len(each)
         entropies[text] = total / count
     return Selection(min(entropies, key=lambda text: entropies[text]), entropies)
-
-
-def _batches(model: nn.Module, inputs: Inputs, size: int, text_head: Tensor | None) -> Iterator[tuple[list[int], Tensor]]:
-    for start in range(0, len(inputs), size):
-        indices = list(range(start, min(start + size, len(inputs))))
-        yield indices, predict(model, inputs.batch(indices), text_head)
-
-
-def _head(front: Front, task: str) -> str | None:
-    return task if task in front.heads else None

@@ -13,38 +13,24 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 
 from paretomerge.errors import UserError
 from paretomerge.evaluation import command as shell
 from paretomerge.evaluation.directions import METRICS
-from paretomerge.evaluation.evaluate import measure
 from paretomerge.evaluation.inputs import Inputs
-from paretomerge.evaluation.outcomes import Failed, Measure, checked
+from paretomerge.evaluation.measure import measure
+from paretomerge.evaluation.outcomes import checked
 from paretomerge.evaluation.tasks import Task
-from paretomerge.search.merged import Ingredients, LiveModels
+from paretomerge.evaluation.work import Measure, Models
 from paretomerge.search.objective import Objective
 from paretomerge.weights.lazy import as_bytes
 from paretomerge.weights.live import device_named
 from paretomerge.weights.writing import SHARD_BYTES
 
 _LARGEST_SCRIPT = 10**7
-
-
-class Judge(Protocol):
-    """Measures one merged model at a time."""
-
-    @property
-    def objectives(self) -> Sequence[Objective]:
-        """A metric per task, in the order of the tasks."""
-
-    def identity(self) -> dict[str, Any]:
-        """What its numbers depend on beside the model, as JSON."""
-
-    def opened(self, ingredients: Ingredients) -> Measure:
-        """Ready to measure."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +53,10 @@ class OnTasks:
         seen = {name: {"metric": t.metric, "inputs": _fingerprint(t.held_out)} for name, t in self.tasks.items() if t.held_out}
         return {"kind": "tasks", "tasks": seen, "precision": self.precision, "store_task_vectors": self.store_task_vectors}
 
-    def opened(self, ingredients: Ingredients) -> Measure:
+    def opened(self, models: Models) -> Measure:
         device = device_named(self.device)
-        live = LiveModels(ingredients, device=device, store=getattr(torch, self.store_task_vectors))
-        text_varies = any("text" in name for name in ingredients.vectors)
+        live = models.live(device, getattr(torch, self.store_task_vectors))
+        text_varies = any("text" in name for name in models.varying)
         text_heads: dict[str, torch.Tensor] = {}
 
         def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
@@ -83,7 +69,7 @@ class OnTasks:
                         with torch.no_grad():
                             text_heads[name] = task.prompts.features(model)
                     found[name] = measure(model, task, self.batch_size, text_heads.get(name))
-            return checked(found, self.objectives, tasks)
+            return found
 
         return measured
 
@@ -139,17 +125,17 @@ class ByFunction:
             "metrics": {o.task: o.metric for o in self.objectives}, "store_task_vectors": self.store_task_vectors,
         }  # fmt: skip
 
-    def opened(self, ingredients: Ingredients) -> Measure:
+    def opened(self, models: Models) -> Measure:
         takes_tasks = "tasks" in inspect.signature(self.function).parameters
-        if self.gets == "model" and ingredients.heads:
+        if self.gets == "model" and models.heads:
             raise UserError('evaluator: tasks have heads of their own: say gets="models", and it gets a map from task to model')
         live = None
         if self.gets != "weights":
-            live = LiveModels(ingredients, device=device_named(self.device), store=getattr(torch, self.store_task_vectors))
+            live = models.live(device_named(self.device), getattr(torch, self.store_task_vectors))
 
         def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
             if live is None:
-                at = ingredients.at(c)
+                at = models.at(c)
                 argument: Any = {name: at[name] for name in at}
             else:
                 live.move_(c)
@@ -196,11 +182,11 @@ class ByCommand:
             "metrics": {o.task: o.metric for o in self.objectives},
         }  # fmt: skip
 
-    def opened(self, ingredients: Ingredients) -> Measure:
+    def opened(self, models: Models) -> Measure:
         def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
             folder = shell.folder_for(self.scratch)
             try:
-                _write(ingredients, c, folder / "model", getattr(torch, self.dtype) if self.dtype else None)
+                _write(models, c, folder / "model", getattr(torch, self.dtype) if self.dtype else None)
                 words = {"{model}": shlex.quote(str(folder / "model")), "{tasks}": shlex.quote(",".join(tasks))}
                 line = self.command
                 for word, value in words.items():
@@ -213,19 +199,19 @@ class ByCommand:
         return measured
 
 
-def _write(ingredients: Ingredients, c: Sequence[float], folder: Path, dtype: torch.dtype | None) -> None:
+def _write(models: Models, c: Sequence[float], folder: Path, dtype: torch.dtype | None) -> None:
     """θ(c) as a model's folder; where tasks have heads of their own, as one folder a task inside of it."""
     from paretomerge.export.huggingface import write_model
 
-    weights = ingredients.at(c, dtype)
-    whole: dict[str, tuple[Any, Mapping[str, Any]]] = {"": (weights, ingredients.config)}
-    if ingredients.heads:
-        whole = {task: (head.on(weights, dtype), head.config) for task, head in ingredients.heads.items()}
-        whole |= {task: (weights, ingredients.config) for task in ingredients.tasks if task not in whole}
+    weights = models.at(c, dtype)
+    whole: dict[str, tuple[Any, Mapping[str, Any]]] = {"": (weights, models.config)}
+    if models.heads:
+        whole = {task: (head.on(weights, dtype), head.config) for task, head in models.heads.items()}
+        whole |= {task: (weights, models.config) for task in models.tasks if task not in whole}
     for task, (model, config) in whole.items():
         provenance = {"method": "search", "settings": {"coefficients": list(c)}, "sources": {}, "versions": {}}
         write_model(
-            model, folder / task, config=config, companions=ingredients.companions, provenance=provenance,
+            model, folder / task, config=config, companions=models.companions, provenance=provenance,
             shard_bytes=SHARD_BYTES,
         )  # fmt: skip
 
@@ -244,6 +230,3 @@ def _fingerprint(inputs: Inputs) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
-
-
-__all__ = ["ByCommand", "ByFunction", "Failed", "Judge", "OnTasks", "for_search"]

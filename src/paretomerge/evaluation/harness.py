@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.outcomes import Failed, Measure, checked
-from paretomerge.search.merged import Ingredients, LiveModels
+from paretomerge.evaluation.outcomes import Failed, checked
+from paretomerge.evaluation.work import Measure, Models
 from paretomerge.search.objective import Objective
 from paretomerge.weights.live import device_named
 
@@ -52,21 +52,21 @@ class ByHarness:
             "num_fewshot": self.num_fewshot, "precision": self.precision, "store_task_vectors": self.store_task_vectors,
         }  # fmt: skip
 
-    def opened(self, ingredients: Ingredients) -> Measure:
+    def opened(self, models: Models) -> Measure:
         try:
             import lm_eval
             from lm_eval.models.huggingface import HFLM
         except ImportError as error:
             raise UserError(f"lm-eval cannot be imported ({error}): pip install 'paretomerge[llm]'") from error
-        if ingredients.heads:
+        if models.heads:
             raise UserError("lm-eval measures language models; these tasks have heads of their own")
-        if ingredients.companions is None:
+        if models.companions is None:
             raise UserError("lm-eval needs a tokenizer: name the base as a folder that has one")
         from transformers import AutoTokenizer
 
         device = device_named(self.device)
-        live = LiveModels(ingredients, device=device, store=getattr(torch, self.store_task_vectors))
-        tokenizer = AutoTokenizer.from_pretrained(str(ingredients.companions))
+        live = models.live(device, getattr(torch, self.store_task_vectors))
+        tokenizer = AutoTokenizer.from_pretrained(str(models.companions))
         # the harness keeps this very model, which moves under its hands
         model = HFLM(pretrained=next(iter(live.models.values())), tokenizer=tokenizer, batch_size=self.batch_size)
 

@@ -8,12 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from paretomerge.errors import UserError
+from paretomerge.evaluation.work import Measure, Point
 from paretomerge.search.objective import Objective
-
-Measure = Callable[[tuple[float, ...], Sequence[str]], Mapping[str, float]]
-"""(point: coefficients or a preference, tasks that are wanted) -> task -> metric, of theirs at least.
-
-Raises ``Failed``, or whatever else, if it does not work this time; UserError, if it never will."""
 
 _TRIES = 2
 _LONGEST = 400
@@ -36,7 +32,7 @@ class Outcome(NamedTuple):
     """``message`` is a user's mistake, which another try will not heal."""
 
 
-def tried(measure: Callable[[], Measure], point: tuple[float, ...], tasks: Sequence[str]) -> Outcome:
+def tried(measure: Callable[[], Measure], point: Point, tasks: Sequence[str]) -> Outcome:
     """Measure once, and if that fails once more."""
     started = time.perf_counter()
     message = ""

@@ -10,14 +10,15 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.outcomes import Measure, Outcome, tried
+from paretomerge.evaluation.outcomes import Outcome, tried
+from paretomerge.evaluation.work import Measure, Work
 from paretomerge.search.evaluations import Job, Pool
 from paretomerge.weights.lazy import TensorInfo, Weights, as_bytes
 
@@ -25,22 +26,6 @@ _LOSSES = 3
 """A job that so many workers died of has failed."""
 _SMALLEST_STORE = 80 << 20
 """Bytes: Ray refuses smaller object stores (75 MiB)."""
-
-
-class Work(Protocol):
-    """What a worker does; ``Weights`` among its fields are what is large."""
-
-    def opened(self) -> Measure:
-        """Ready to measure."""
-
-    def weights(self) -> Mapping[str, Weights]:
-        """The large part, by name."""
-
-    def without_weights(self) -> Work:
-        """The rest, which pickle can take."""
-
-    def with_weights(self, weights: Mapping[str, Weights]) -> Work:
-        """The same again."""
 
 
 def in_process(work: Work) -> Pool:
@@ -95,7 +80,7 @@ def _cluster(work: Work, workers: int, address: str | None) -> Iterator[Any]:
         yield ray
         return
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
-    nbytes = sum(weights.nbytes for weights in work.weights().values())
+    nbytes = sum(weights.nbytes for weights in work.models.weights().values())
     room = max(_SMALLEST_STORE, int(1.2 * nbytes) + _SMALLEST_STORE // 2)
     local: dict[str, Any] = {"num_cpus": workers, "object_store_memory": room}
     try:
@@ -116,8 +101,8 @@ def _on_ray(ray: Any, work: Work, workers: int, gpus: float) -> Pool:
         raise UserError(f"ray: {gpus:g} GPUs a worker, and the cluster has {room.get('GPU', 0):g}")
     if workers > (most := int(min(room.get("CPU", 1), room.get("GPU", 0) / gpus if gpus else float("inf")))):
         raise UserError(f"ray: the cluster has room for {most} workers, not for {workers}")
-    shipped = {name: _put(ray, weights) for name, weights in work.weights().items()}
-    rest = ray.put(work.without_weights())
+    shipped = {name: _put(ray, weights) for name, weights in work.models.weights().items()}
+    rest = ray.put(work.with_models(work.models.without_weights()))
     threads = max(1, torch.get_num_threads() // (workers if room.get("CPU", 1) <= (os.cpu_count() or 1) else 1))
     kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(_Worker)
 
@@ -168,7 +153,7 @@ class _Worker:
         for name, infos, refs in shipped:
             arrays = dict(zip(infos, ray.get(refs), strict=True))
             found[name] = _weights(infos, arrays)
-        self._work = work.with_weights(found)
+        self._work = work.with_models(work.models.with_weights(found))
         self._opened: Measure | None = None
 
     def measure(self, point: tuple[float, ...], tasks: Sequence[str]) -> Outcome:

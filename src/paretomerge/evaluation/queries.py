@@ -14,12 +14,11 @@ import numpy as np
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
+from paretomerge.evaluation.directions import larger_is_better
 from paretomerge.evaluation.results import Row
 from paretomerge.front import FACTS
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.writing import write_json
-
-SMALLER_IS_BETTER = ("perplexity",)
 
 
 class Found(NamedTuple):
@@ -145,7 +144,7 @@ def _points(
         metrics = sorted({row["metric"] for row in own})
         if len(metrics) > 1:
             raise UserError(f"task {task} was measured with several metrics: {', '.join(metrics)}: ask about one")
-        signs[task] = -1 if metrics and metrics[0] in SMALLER_IS_BETTER else 1
+        signs[task] = 1 if all(row.get("larger_is_better", larger_is_better(row["metric"])) for row in own) else -1
         for row in own:
             gamma = tuple(round(share, 12) for share in preferences.parse(row["preference"], tasks))
             found.setdefault(gamma, _Point(row["preference"], {}))

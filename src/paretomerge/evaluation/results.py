@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from statistics import fmean
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 
 class Row(TypedDict):
@@ -17,8 +17,11 @@ class Row(TypedDict):
     metric: str
     value: float
     split: Literal["held-out", "transductive"]
-    """held-out: inputs that nothing was fitted on; transductive: the inputs of the fit, without their labels."""
+    """held-out: inputs that nothing was fitted on; transductive: the inputs of the fit, without their labels, or those that
+    a search chose by."""
     seed: int
+    larger_is_better: NotRequired[bool]
+    """Of a metric that is not in ``directions.METRICS``."""
 
 
 def value(rows: Iterable[Row], method: str, preference: str, task: str) -> float:

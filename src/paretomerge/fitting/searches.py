@@ -247,7 +247,7 @@ def evolved(
     return _searched("moead", experts, evaluator_for, search, inside, density, box, choice, options, say)
 
 
-SEARCHES = {
+SEARCHES: dict[str, Callable[..., Searched]] = {
     "map": map_front,
     "map-nested": map_nested,
     "map-bayesian": map_bayesian,

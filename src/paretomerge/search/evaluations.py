@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy as np
 from paretomerge.errors import UserError
 from paretomerge.evaluation.directions import check_range
 from paretomerge.evaluation.outcomes import Outcome
+from paretomerge.evaluation.work import Point
 from paretomerge.search.objective import Matrix, Objective
-from paretomerge.search.store import Point, Store, as_point
+from paretomerge.search.store import Store, as_point
 
 Job = tuple[Point, tuple[str, ...]]
 """A point, and the tasks that are wanted there."""
@@ -74,6 +76,8 @@ class Evaluations:
             if outcome.mistake:
                 raise UserError(outcome.message)
             self.done += 1
+            if wrong := [task for task, value in outcome.metrics.items() if not math.isfinite(value)]:
+                outcome = Outcome({}, f"task {wrong[0]}: {outcome.metrics[wrong[0]]}", outcome.seconds)
             if outcome.metrics:
                 self.store.add(point, outcome.metrics, outcome.seconds)
                 self._check(outcome.metrics)

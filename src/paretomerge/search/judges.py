@@ -8,9 +8,10 @@ from typing import Any
 
 from paretomerge.errors import UserError
 from paretomerge.evaluation.directions import objectives_of
-from paretomerge.evaluation.evaluators import ByCommand, ByFunction, Judge, OnTasks
+from paretomerge.evaluation.evaluators import ByCommand, ByFunction, OnTasks
 from paretomerge.evaluation.harness import NAME, ByHarness
 from paretomerge.evaluation.tasks import Task
+from paretomerge.evaluation.work import Judge
 from paretomerge.options import check_options, option_names, unknown
 from paretomerge.search.objective import Objective
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from paretomerge.weights.experts import Expert, Experts
 from paretomerge.weights.heads import Head, heads_of
-from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.lazy import Weights
 from paretomerge.weights.shared_models import SharedModels
 
 _CHUNK = 1 << 17
@@ -33,6 +33,10 @@ class Ingredients:
     heads: Mapping[str, Head]
     companions: Path | None = None
 
+    @property
+    def varying(self) -> Collection[str]:
+        return self.vectors.infos.keys()
+
     def at(self, c: Sequence[float], dtype: torch.dtype | None = None) -> Weights:
         """θ(c), lazily; computed in fp32 (fp64 for a base in fp64), stored as the base or as ``dtype``."""
         base = self.base.cast(dtype)
@@ -47,6 +51,30 @@ class Ingredients:
 
         varying = {name: info for name, info in base.infos.items() if self.aliases.get(name, name) in self.vectors}
         return base.replacing(varying, read)
+
+    def live(self, device: torch.device, store: torch.dtype = torch.float32) -> LiveModels:
+        """The tasks' live models."""
+        return LiveModels(self, device=device, store=store)
+
+    def weights(self) -> Mapping[str, Weights]:
+        return {"base": self.base, "vectors": self.vectors, **packed_heads(self.heads)}
+
+    def without_weights(self) -> Ingredients:
+        return self.with_weights({})
+
+    def with_weights(self, weights: Mapping[str, Weights]) -> Ingredients:
+        base, vectors = (weights.get(name, Weights.of({})) for name in ("base", "vectors"))
+        return replace(self, base=base, vectors=vectors, heads=unpacked_heads(self.heads, weights))
+
+
+def packed_heads(heads: Mapping[str, Head]) -> dict[str, Weights]:
+    """The heads' tensors, by a name for each."""
+    return {f"head {task}": head.tensors for task, head in heads.items()}
+
+
+def unpacked_heads(heads: Mapping[str, Head], weights: Mapping[str, Weights]) -> dict[str, Head]:
+    """The heads with these tensors, or without any."""
+    return {task: replace(head, tensors=weights.get(f"head {task}", Weights.of({}))) for task, head in heads.items()}
 
 
 def ingredients_of(experts: Experts, vectors: Weights) -> Ingredients:
@@ -92,7 +120,7 @@ class LiveModels:
             device: where they run; base and task vectors are kept there, too.
             store: dtype of the task vectors; bfloat16 halves their memory.
         """
-        found = SharedModels(_as_experts(ingredients), ingredients.heads, list(ingredients.vectors), device)
+        found = shared_models(ingredients, ingredients.vectors, device)
         self.models: Mapping[str, nn.Module] = found.models
         self._weights = found.weights
         self._base = {name: ingredients.base[name].to(device, torch.float32) for name in self._weights}
@@ -110,18 +138,31 @@ class LiveModels:
         self.at = tuple(c)
 
 
-def _as_experts(ingredients: Ingredients) -> Experts:
-    """For ``SharedModels``, which looks at names, base and aliases only."""
-    empty = Weights({}, lambda name: torch.empty(0))
-    base = ingredients.base
-    infos: dict[str, TensorInfo] = base.infos
-    return Experts(
-        _Configured(base, ingredients.config),
-        tuple(Expert(task, empty, {}) for task in ingredients.tasks),
-        tuple(ingredients.vectors),
-        infos,
-        ingredients.aliases,
-    )
+class _Parts(Protocol):
+    """``Ingredients``, or what a front has of them."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+    @property
+    def base(self) -> Weights: ...
+    @property
+    def aliases(self) -> Mapping[str, str]: ...
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+    @property
+    def heads(self) -> Mapping[str, Head]: ...
+
+
+def shared_models(
+    parts: _Parts, varying: Collection[str], device: torch.device, dtype: torch.dtype | None = torch.float32
+) -> SharedModels:
+    """The tasks' models over the base's weights, of which the varying ones are shared."""
+    empty = Weights.of({})
+    experts = Experts(
+        _Configured(parts.base, parts.config), tuple(Expert(task, empty, {}) for task in parts.tasks), tuple(varying),
+        parts.base.infos, parts.aliases,
+    )  # fmt: skip
+    return SharedModels(experts, parts.heads, list(varying), device, dtype)
 
 
 class _Configured(Weights):

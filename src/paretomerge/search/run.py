@@ -10,17 +10,26 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from paretomerge.errors import Stopped, UserError
 from paretomerge.evaluation.command import left_behind
-from paretomerge.evaluation.evaluators import Judge
+from paretomerge.evaluation.directions import row_of
+from paretomerge.evaluation.evaluate import sampled, standard_preferences
 from paretomerge.evaluation.parallel import pool_of
+from paretomerge.evaluation.results import Row
+from paretomerge.evaluation.work import Judge, Work
 from paretomerge.front import sources_of
 from paretomerge.search.evaluations import Evaluations, Report
 from paretomerge.search.merged import ingredients_of
+from paretomerge.search.objective import Objective
 from paretomerge.search.store import FILE, Store
-from paretomerge.search.work import SearchWork
+from paretomerge.sets.searched import Searched
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights, as_bytes
+
+_TRIED = 200
+"""Preferences that are tried beside the usual ones to find one for each point of a front."""
 
 
 class Settings(Protocol):
@@ -73,12 +82,30 @@ def evaluator_for(
             run.say(f"{store.found} evaluations of earlier runs are in {folder}, and are used again")
 
         def made_for(vectors: Weights) -> Evaluations:
-            work = SearchWork(judge, ingredients_of(experts, vectors))
+            work = Work(judge, ingredients_of(experts, vectors))
             pool = stack.enter_context(pool_of(work, workers=run.workers, ray=run.ray, gpus=run.gpus))
             made.append(Evaluations(judge.objectives, store, pool, report=run.report, say=run.say))
             return made[-1]
 
         yield made_for
+
+
+def measured_rows(found: Searched, objectives: Sequence[Objective], seed: int) -> list[Row]:
+    """The points of a front that the search has measured, each at a preference that picks it: for ``pick --knee``.
+
+    They are transductive, since the search chose these points by these numbers.
+    """
+    tasks = found.tasks
+    rows: dict[int, list[Row]] = {}
+    for text in [*standard_preferences(tasks), *sampled(tasks, _TRIED)]:
+        number = found.point(found.preference(text))
+        values = found.front.measured[number]
+        if number not in rows and np.isfinite(values).all():
+            rows[number] = [
+                row_of(objective, value, text, method=found.method, split="transductive", seed=seed)
+                for objective, value in zip(objectives, values.tolist(), strict=True)
+            ]
+    return [row for each in rows.values() for row in each]
 
 
 def facts_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:

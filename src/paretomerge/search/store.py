@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from paretomerge.errors import UserError
+from paretomerge.evaluation.work import Point
 
 FILE = "evaluations.jsonl"
 _SYNC_EVERY = 0.1
 """Seconds: of evaluations that take less, a power cut may lose that much work; a killed program loses none."""
-
-Point = tuple[float, ...]
 
 
 class Store:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -64,6 +64,10 @@ class ParetoSet(ABC):
     def equal(self) -> Tensor:
         """(1/K, …, 1/K), in fp64."""
         return torch.tensor(preferences.equal(len(self.tasks)), dtype=torch.float64)
+
+    def key(self, gamma: Tensor) -> Hashable:
+        """The same for preferences that give the same model."""
+        return tuple(gamma.tolist())
 
     def at(self, preference: Preference, dtype: torch.dtype | None = None) -> Weights:
         """θ(γ): the whole merged model, computed tensor by tensor as it is read.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, get_args
 
@@ -72,6 +72,9 @@ class Searched(ParetoSet):
     def point(self, gamma: Tensor) -> int:
         """The row of the front that γ (K,) picks."""
         return pick(self.front, self.tasks, gamma.numpy(), self.choice)
+
+    def key(self, gamma: Tensor) -> Hashable:
+        return self.point(gamma)
 
     def coefficients(self, gamma: Tensor) -> Matrix:
         """c(γ), (N,)."""

@@ -21,12 +21,20 @@ from paretomerge.weights.naming import from_base
 class SharedModels:
     """Live models, one per task, whose merged parameters are the same tensors.
 
-    ``weights`` maps the base's names of the merged tensors to those parameters (fp32, with gradients); everything else, the
+    ``weights`` maps the base's names of the merged tensors to those parameters (with gradients); everything else, the
     heads included, is frozen. Models are in evaluation mode: no dropout, and running statistics stay as they are.
     """
 
-    def __init__(self, experts: Experts, heads: Mapping[str, Head], names: Sequence[str], device: torch.device) -> None:
-        base = experts.base.cast(torch.float32).without(frozenset(experts.base) - frozenset(experts.infos))
+    def __init__(
+        self,
+        experts: Experts,
+        heads: Mapping[str, Head],
+        names: Sequence[str],
+        device: torch.device,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> None:
+        """``names`` are shared; ``dtype``: of all weights (None: as they are stored)."""
+        base = experts.base.cast(dtype).without(frozenset(experts.base) - frozenset(experts.infos))
         config = getattr(experts.base, "config", {})
         if not config.get("architectures") and not heads:
             raise UserError("the base has no config.json that names an architecture: a model cannot be built of it")
@@ -38,7 +46,7 @@ class SharedModels:
             if head is None and shared_body is not None:
                 self.models[task] = shared_body  # without a head of its own a task uses the very same model
                 continue
-            built = build_model(base if head is None else head.on(base, torch.float32), head.config if head else config)
+            built = build_model(base if head is None else head.on(base, dtype), head.config if head else config)
             built.requires_grad_(False).to(device)
             live = live_names([*names, *experts.aliases], built)
             lacks = () if head is None else head.lacks

@@ -1,0 +1,98 @@
+"""The models of a front, as evaluations want them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from paretomerge.search.merged import packed_heads, shared_models, unpacked_heads
+from paretomerge.sets import SETS
+from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.weights.heads import Head
+from paretomerge.weights.lazy import Weights
+
+
+@dataclass(frozen=True)
+class FrontModels:
+    """θ(γ) of a set; points are preferences."""
+
+    pareto_set: ParetoSet | None
+    """None only on the way to another process."""
+    tasks: tuple[str, ...]
+    """Whose models are wanted: the front's, or others, which are then measured without a head."""
+    config: Mapping[str, Any]
+    heads: Mapping[str, Head]
+    companions: Path | None = None
+    dtype: torch.dtype | None = torch.float32
+    """Of live models; None: as the front stores them."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """None: a front stores second copies of tied weights and their changes."""
+    _facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def base(self) -> Weights:
+        assert self.pareto_set is not None
+        return self.pareto_set.base
+
+    @property
+    def varying(self) -> Collection[str]:
+        assert self.pareto_set is not None
+        return self.pareto_set.varying
+
+    def at(self, point: Sequence[float], dtype: torch.dtype | None = None) -> Weights:
+        """θ(γ), lazily."""
+        assert self.pareto_set is not None
+        return self.pareto_set.at(list(point), dtype)
+
+    def live(self, device: torch.device, store: torch.dtype = torch.float32) -> LiveFront:
+        """The tasks' live models; of the set nothing is kept beside them, so ``store`` has nothing to do."""
+        assert self.pareto_set is not None
+        found = shared_models(self, self.varying, device, self.dtype)
+        return LiveFront(self.pareto_set, found.models, found.weights)
+
+    def weights(self) -> Mapping[str, Weights]:
+        assert self.pareto_set is not None
+        return {"base": self.base, "set": self.pareto_set.stored()[0], **packed_heads(self.heads)}
+
+    def without_weights(self) -> FrontModels:
+        own = self.pareto_set
+        assert own is not None
+        facts = {"method": own.method, "tasks": own.tasks, "settings": own.settings, "set": own.stored()[1]}
+        return replace(self, pareto_set=None, heads=unpacked_heads(self.heads, {}), _facts=facts)
+
+    def with_weights(self, weights: Mapping[str, Weights]) -> FrontModels:
+        own = self._facts
+        kind = SETS[own["method"]]
+        pareto_set = kind.restored(own["tasks"], weights["base"], own["settings"], weights["set"], own["set"])
+        return replace(self, pareto_set=pareto_set, heads=unpacked_heads(self.heads, weights), _facts={})
+
+
+class LiveFront:
+    """Live models that are brought from one preference to another."""
+
+    def __init__(self, pareto_set: ParetoSet, models: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]) -> None:
+        self.models = models
+        self._set, self._parameters = pareto_set, parameters
+        self._at: tuple[float, ...] | None = None
+
+    @torch.no_grad()
+    def move_(self, point: Sequence[float]) -> None:
+        """Write θ(γ) into the models, each tensor from the base: no rounding error is carried from point to point."""
+        if self._at == tuple(point):
+            return
+        gamma, equal = self._set.preference(list(point)), self._set.equal
+        base = self._set.base
+        for name, parameter in self._parameters.items():
+            wide = torch.float64 if base.infos[name].dtype == torch.float64 else torch.float32
+            if parameter.dtype == wide:
+                parameter.copy_(base[name])
+                self._set.shift_(name, parameter.data, gamma, equal)
+            else:
+                tensor = base[name].to(parameter.device, wide, copy=True)
+                parameter.copy_(self._set.shift_(name, tensor, gamma, equal))
+        self._at = tuple(point)
