@@ -310,7 +310,7 @@ def test_options_that_are_refused(options, message):
 
 def test_every_method_describes_its_options():
     rows = describe_methods()
-    assert {row["command"] for row in rows} == {"merge", "fit", "fit --data"}
+    assert {row["command"] for row in rows} == {"merge", "fit", "fit --data", "evaluate"}
     for row in rows:
         assert row["summary"], row["name"]
         for name, option in row["options"].items():
@@ -321,9 +321,11 @@ def test_every_method_describes_its_options():
 def test_defaults_of_every_method_pass_its_own_check():
     from paretomerge.fitting import FITS
     from paretomerge.fitting.on_data import FITS_ON_DATA
+    from paretomerge.fitting.searches import SEARCHES
     from paretomerge.merges import MERGES
+    from paretomerge.search.judges import JUDGES
 
-    commands = {"merge": MERGES, "fit": FITS, "fit --data": FITS_ON_DATA}
+    commands = {"merge": MERGES, "fit": {**FITS, **SEARCHES}, "fit --data": FITS_ON_DATA, "evaluate": JUDGES}
 
     for row in describe_methods():
         defaults = {name: option["default"] for name, option in row["options"].items()}

@@ -146,7 +146,8 @@ def methods(as_json: Json = False) -> None:
 
     console = Console(markup=False, emoji=False, highlight=False)
     for row in rows:
-        console.print(f"\nparetomerge {row['command']} --method {row['name']}", style="bold")
+        named = "a search, evaluate: by" if row["command"] == "evaluate" else f"{row['command']} --method"
+        console.print(f"\nparetomerge {named} {row['name']}", style="bold")
         console.print(row["summary"])
         table = Table.grid(padding=(0, 2))
         for name, option in row["options"].items():

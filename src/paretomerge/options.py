@@ -51,10 +51,14 @@ def describe_methods() -> list[dict[str, Any]]:
     """Name, command, summary and options (default, kind, meaning) of every method, from signatures and docstrings."""
     from paretomerge.fitting import FITS
     from paretomerge.fitting.on_data import FITS_ON_DATA
+    from paretomerge.fitting.searches import SEARCHES
     from paretomerge.merges import MERGES
+    from paretomerge.search.judges import JUDGES
 
     rows = []
-    commands: list[tuple[str, Mapping[str, Any]]] = [("merge", MERGES), ("fit", FITS), ("fit --data", FITS_ON_DATA)]
+    commands: list[tuple[str, Mapping[str, Any]]] = [
+        ("merge", MERGES), ("fit", FITS), ("fit --data", FITS_ON_DATA), ("fit", SEARCHES), ("evaluate", JUDGES),
+    ]  # fmt: skip
     for command, methods in commands:
         for name, function in methods.items():
             hints = get_type_hints(function)

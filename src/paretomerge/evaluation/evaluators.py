@@ -35,10 +35,17 @@ _LARGEST_SCRIPT = 10**7
 
 @dataclass(frozen=True)
 class OnTasks:
-    """Metrics of the tasks' labelled inputs; each task with its own head, one live model that moves."""
+    """--data: metrics of the tasks' labelled inputs, each task with its own head, on live models.
+
+    Args:
+        tasks: what is measured on are their ``held_out`` inputs: see ``for_search``.
+        batch_size: inputs at a time.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
+        precision: of the forward passes.
+        store_task_vectors: bfloat16 halves the memory of the task vectors of a search.
+    """
 
     tasks: Mapping[str, Task]
-    """What is measured on are their ``held_out`` inputs: see ``for_search``."""
     _: KW_ONLY
     batch_size: int = 64
     device: str = "auto"
@@ -105,7 +112,17 @@ def for_search(tasks: Mapping[str, Task], names: Sequence[str], say: Callable[[s
 
 @dataclass(frozen=True)
 class ByFunction:
-    """A Python function of a merged model."""
+    """A Python function of a merged model.
+
+    Args:
+        function: takes what ``gets`` says, and ``tasks``, a list of those that are wanted, if it has such a parameter; gives
+            task -> metric, or task -> {metric: number}.
+        objectives: a metric per task.
+        gets: a live transformers model, which moves between calls (``"model"``), a map from task to its live model
+            (``"models"``), or one from name to tensor (``"weights"``).
+        device: of live models.
+        store_task_vectors: bfloat16 halves the memory of the task vectors of a search.
+    """
 
     function: Callable[..., Mapping[str, Any]]
     objectives: Sequence[Objective]
@@ -148,17 +165,26 @@ class ByFunction:
 
 @dataclass(frozen=True)
 class ByCommand:
-    """A shell command; ``{model}`` in it stands for a checkpoint's folder, ``{tasks}`` for the wanted tasks' names."""
+    """--evaluator COMMAND: a shell command that prints metrics as JSON.
+
+    ``{model}`` in it stands for the merged model's folder, which is removed afterwards (of tasks with heads of their own: a
+    folder in which each task has one), ``{tasks}`` for the names of the tasks that are wanted, with commas. The last JSON
+    object that it prints counts: task -> metric, or task -> {metric: number}.
+
+    Args:
+        command: for ``/bin/sh``.
+        objectives: a metric per task.
+        scratch: where the folder is for the while; None: the system's temporary folder.
+        timeout: seconds an evaluation may take; None: any time.
+        dtype: of the checkpoint; None: as the base.
+    """
 
     command: str
     objectives: Sequence[Objective]
     scratch: Path | None = None
-    """Where the checkpoint's folder is for the while; None: the system's temporary folder."""
     _: KW_ONLY
     timeout: float | None = None
-    """Seconds an evaluation may take."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Of the checkpoint; None: as the base."""
 
     def __post_init__(self) -> None:
         if "{model}" not in self.command:

@@ -20,14 +20,24 @@ NAME = "lm-eval"
 
 @dataclass(frozen=True)
 class ByHarness:
-    """Benchmarks of lm-eval. A metric is declared as ``BENCHMARK/METRIC``: ``gsm8k/exact_match,strict-match``."""
+    """--evaluator lm-eval: benchmarks on the live model (pip install 'paretomerge[llm]').
+
+    A metric is declared with its benchmark: ``--metric math=gsm8k/exact_match,strict-match``.
+
+    Args:
+        objectives: a metric per task.
+        limit: of each benchmark, so many questions, or that share of them; None: all.
+        num_fewshot: examples in a prompt; None: as the benchmark has it.
+        batch_size: questions at a time.
+        device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
+        precision: of the forward passes.
+        store_task_vectors: bfloat16 halves the memory of the task vectors of a search.
+    """
 
     objectives: Sequence[Objective]
     _: KW_ONLY
     limit: float | None = None
-    """Of each benchmark, so many questions, or that share of them; None: all."""
     num_fewshot: int | None = None
-    """Examples in a prompt; None: as the benchmark has it."""
     batch_size: int = 8
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"

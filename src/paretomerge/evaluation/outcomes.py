@@ -68,7 +68,7 @@ def checked(given: Any, objectives: Sequence[Objective], tasks: Sequence[str]) -
         value: Any = given.get(task)
         if isinstance(value, Mapping):
             value = value.get(metric)
-        if hasattr(value, "item") and getattr(value, "size", None) in (1, None):
+        if hasattr(value, "item") and math.prod(getattr(value, "shape", ())) == 1:
             value = value.item()  # a number of numpy or torch
         fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if fine:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from paretomerge.weights.experts import Expert, Experts
 from paretomerge.weights.heads import Head, heads_of
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.shared_models import SharedModels
 
 _CHUNK = 1 << 17
@@ -25,7 +25,9 @@ class Ingredients:
 
     tasks: tuple[str, ...]
     base: Weights
-    """θ₀, with second copies of tied weights where they have to be written."""
+    """θ₀ as it is stored, with second copies of tied weights where they have to be written."""
+    dtypes: Mapping[str, torch.dtype]
+    """Of merged models, name by name."""
     vectors: Weights
     """Name -> (N, *shape): of every tensor that varies, the v_n."""
     aliases: Mapping[str, str]
@@ -38,19 +40,20 @@ class Ingredients:
         return self.vectors.infos.keys()
 
     def at(self, c: Sequence[float], dtype: torch.dtype | None = None) -> Weights:
-        """θ(c), lazily; computed in fp32 (fp64 for a base in fp64), stored as the base or as ``dtype``."""
-        base = self.base.cast(dtype)
+        """θ(c), lazily; computed in fp32 (fp64 for a base in fp64)."""
         coefficients = torch.tensor(list(c), dtype=torch.float64)
+        infos = {name: TensorInfo(info.shape, self.dtypes[name]) for name, info in self.base.infos.items()}
 
         def read(name: str) -> Tensor:
-            info = base.infos[name]
             first = self.aliases.get(name, name)
-            wide = torch.float64 if self.base.infos[first].dtype == torch.float64 else torch.float32
-            out = torch.empty(info.shape, dtype=wide)
-            return write_sum_(out, self.base[first], self.vectors[first], coefficients).to(info.dtype)
+            base = self.base[first]
+            if first not in self.vectors:
+                return base.to(infos[name].dtype)
+            wide = torch.float64 if base.dtype == torch.float64 else torch.float32
+            out = torch.empty(infos[name].shape, dtype=wide)
+            return write_sum_(out, base, self.vectors[first], coefficients).to(infos[name].dtype)
 
-        varying = {name: info for name, info in base.infos.items() if self.aliases.get(name, name) in self.vectors}
-        return base.replacing(varying, read)
+        return Weights(infos, read).cast(dtype)
 
     def live(self, device: torch.device, store: torch.dtype = torch.float32) -> LiveModels:
         """The tasks' live models."""
@@ -79,12 +82,12 @@ def unpacked_heads(heads: Mapping[str, Head], weights: Mapping[str, Weights]) ->
 
 def ingredients_of(experts: Experts, vectors: Weights) -> Ingredients:
     """Base, heads and files of some experts, with these task vectors: theirs, or what TIES, DARE or TSV made of them."""
-    infos = experts.infos
-    base = Weights(infos, lambda name: experts.base[experts.aliases.get(name, name)].to(infos[name].dtype))
+    first = {name: experts.aliases.get(name, name) for name in experts.infos}
+    base = Weights({name: experts.base.infos[first[name]] for name in first}, lambda name: experts.base[first[name]])
     path = getattr(experts.base, "path", None)
     return Ingredients(
-        experts.tasks, base, vectors, dict(experts.aliases), getattr(experts.base, "config", {}), heads_of(experts),
-        path if path and path.is_dir() else None,
+        experts.tasks, base, {name: info.dtype for name, info in experts.infos.items()}, vectors, dict(experts.aliases),
+        getattr(experts.base, "config", {}), heads_of(experts), path if path and path.is_dir() else None,
     )  # fmt: skip
 
 
