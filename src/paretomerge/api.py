@@ -200,10 +200,12 @@ def _search(
     judge = judge_of(
         evaluator, tasks=tasks, metrics=metrics or {}, names=experts.tasks, scratch=run.folder, options=theirs
     )  # fmt: skip
+    identity = judge.identity()
     vectors = {name: own.get(name) for name in ("inside", "density", "seed")}  # that determine them
-    with evaluator_for(experts, judge, facts_of(experts, hashes=hashes) | vectors, run) as made_for:
+    facts = {"judge": identity, **facts_of(experts, hashes=hashes), **vectors}
+    with evaluator_for(experts, judge, facts, run) as made_for:
         pareto_set = function(experts, made_for, say=run.say, **own)
-    pareto_set.settings |= {"fitted": method, "evaluator": judge.identity()}
+    pareto_set.settings |= {"fitted": method, "evaluator": identity}
     if data is not None:
         pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     rows = measured_rows(pareto_set, judge.objectives, own.get("seed", 0))

@@ -60,7 +60,7 @@ def command(folder, log, slow=0.0):
 
 
 def asked(log):
-    return [line for line in Path(log).read_text().splitlines()] if Path(log).exists() else []
+    return Path(log).read_text().splitlines() if Path(log).exists() else []
 
 
 def evaluated(run):
@@ -83,7 +83,7 @@ def test_a_search_by_a_command(cli, gpt2):
     # the numbers are those of the models that pick writes
     cli("pick", "front", "--knee", "-o", "knee")
     knee = json.loads((cli.here / "knee" / "paretomerge.json").read_text())["preference"]
-    values = {row["task"]: row["value"] for row in front.measured if paretomerge_same(front, row["preference"], knee)}
+    values = {row["task"]: row["value"] for row in front.measured if same_point(front, row["preference"], knee)}
     printed = subprocess.run(
         command(gpt2, log).replace("{model}", "knee"), shell=True, capture_output=True, text=True, check=True
     ).stdout.splitlines()[-1]  # fmt: skip
@@ -102,7 +102,7 @@ def test_a_search_by_a_command(cli, gpt2):
     assert [path.name for path in (cli.here / "front.run").iterdir()] == ["evaluations.jsonl"]
 
 
-def paretomerge_same(front, one, other):
+def same_point(front, one, other):
     return front.pareto_set.point(front.pareto_set.preference(one)) == front.pareto_set.point(
         front.pareto_set.preference(other)
     )
@@ -239,22 +239,24 @@ def test_failures_on_the_command_line(cli, gpt2):
     assert count == 1 and len(points) == len(asked(cli.here / "log"))
 
 
+BY = ["-m", "map", "--evaluator", "x {{model}}"]
+BOTH = ["--data", "a={folder}/a.txt", "--data", "b={folder}/b.txt"]
 MISTAKES = {
     "neither": (["-m", "map"], "either data with labels (--data) or an evaluator"),
-    "both": (["-m", "map", "--data", "a={folder}/a.txt", "--evaluator", "x {{model}}"], "either data with labels (--data)"),
-    "no metric": (["-m", "map", "--evaluator", "x {{model}}"], "no metric for task a: declare what is measured with --metric a="),
-    "metrics of data": (["-m", "map", "--data", "a={folder}/a.txt", "--data", "b={folder}/b.txt", *METRICS], "metrics belong to"),
+    "both": ([*BY, *BOTH], "either data with labels (--data)"),
+    "no metric": ([*BY], "no metric for task a: declare what is measured"),
+    "metrics of data": (["-m", "map", *BOTH, *METRICS], "metrics belong to"),
     "no place for the model": (["-m", "map", "--evaluator", "score.sh", *METRICS], "the command needs {model}"),
     "another method": (["--evaluator", "x {{model}}", *METRICS], "evaluator and metrics belong to a search"),
     "workers of another method": (["--workers", "2"], "--workers, --ray and --gpus belong to a search"),
     "one task's data": (["-m", "map", "--data", "a={folder}/a.txt"], "task b has no inputs to evaluate on"),
-    "an option of nobody": (["-m", "map", "--evaluator", "x {{model}}", "--option", "timeot=3"], "did you mean 'timeout'?"),
-    "a kind of option": (["-m", "map", "--evaluator", "x {{model}}", "--option", "timeout=x"], "timeout must be a number"),
+    "an option of nobody": ([*BY, "--option", "timeot=3"], "did you mean 'timeout'?"),
+    "a kind of option": ([*BY, "--option", "timeout=x"], "timeout must be a number"),
     "a base merge": (["-m", "map", "--on", "ties"], "its option inside"),
-    "nothing to go on from": (["-m", "map", "--evaluator", "x {{model}}", *METRICS, "--resume"], "no evaluations to go on from"),
-    "a metric twice": (["-m", "map", "--evaluator", "x {{model}}", "--metric", "a=acc", "--metric", "a=acc"], "a is given twice"),
+    "nothing to go on from": ([*BY, *METRICS, "--resume"], "no evaluations to go on from"),
+    "a metric twice": ([*BY, "--metric", "a=acc", "--metric", "a=acc"], "a is given twice"),
     "lm-eval without a benchmark": (["-m", "map", "--evaluator", "lm-eval", *METRICS], "name the benchmark and its metric"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

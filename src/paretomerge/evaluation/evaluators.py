@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -198,11 +199,7 @@ class ByCommand:
         except ValueError:
             words = self.command.split()
         files = {word: Path(word) for word in words if "{" not in word}
-        scripts = {
-            word: _digest(path.read_bytes())
-            for word, path in files.items()
-            if path.is_file() and path.stat().st_size <= _LARGEST_SCRIPT
-        }
+        scripts = {word: _digest(path.read_bytes()) for word, path in files.items() if _is_script(path)}
         return {
             "kind": "command", "command": self.command, "files": scripts, "dtype": self.dtype,
             "metrics": {o.task: o.metric for o in self.objectives},
@@ -223,6 +220,13 @@ class ByCommand:
                 shutil.rmtree(folder, ignore_errors=True)
 
         return measured
+
+
+def _is_script(path: Path) -> bool:
+    """Whether a word of a command is a program, and not a file that it may write to, a log for instance."""
+    if not path.is_file() or path.stat().st_size > _LARGEST_SCRIPT:
+        return False
+    return path.suffix in (".py", ".sh", ".pl", ".R", ".jl", ".js", ".rb") or os.access(path, os.X_OK)
 
 
 def _write(models: Models, c: Sequence[float], folder: Path, dtype: torch.dtype | None) -> None:

@@ -60,8 +60,8 @@ def evaluator_for(
     Args:
         experts: base and experts.
         judge: who measures.
-        facts: what the task vectors depend on (sources, how they were processed), as JSON: part of what a stored evaluation
-            is known by.
+        facts: what a stored evaluation is known by, as JSON: the judge's identity, and what the task vectors depend on
+            (sources, how they were processed).
         run: its folder (evaluations that it holds are not done again; None: they are kept in memory only), whether there
             must be some (resume), who hears of it, and where evaluations run (see ``pool_of``).
 
@@ -76,7 +76,7 @@ def evaluator_for(
         run.say(f"removed {len(gone)} checkpoints that a killed run left in {folder}")
     made: list[Evaluations] = []
     with ExitStack() as stack, _stoppable(made, folder):
-        store = Store(folder, {"judge": judge.identity(), "merge": dict(facts)})
+        store = Store(folder, facts)
         stack.callback(store.close)
         if store.found:
             run.say(f"{store.found} evaluations of earlier runs are in {folder}, and are used again")
