@@ -33,6 +33,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from paretomerge.export.heads import heads_of
+from paretomerge.fitting.shared_models import SharedModels
 from scipy.interpolate import RBFInterpolator
 
 from paretomerge import api, preferences
@@ -41,8 +43,6 @@ from paretomerge.evaluation.evaluate import measure
 from paretomerge.evaluation.inputs import Inputs
 from paretomerge.evaluation.metrics import generational_distance, inverted_generational_distance, non_dominated, win_rate
 from paretomerge.evaluation.tasks import Task
-from paretomerge.export.heads import heads_of
-from paretomerge.fitting.shared_models import SharedModels
 from paretomerge.search.bayesian import bayesian
 from paretomerge.search.direct import direct_search
 from paretomerge.search.nested import nested
