@@ -33,8 +33,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from paretomerge.export.heads import heads_of
-from paretomerge.fitting.shared_models import SharedModels
 from scipy.interpolate import RBFInterpolator
 
 from paretomerge import api, preferences
@@ -52,6 +50,8 @@ from paretomerge.search.sampling import box
 from paretomerge.search.surrogate import r_squared
 from paretomerge.sets.choice import choose
 from paretomerge.weights.experts import load_experts
+from paretomerge.weights.heads import heads_of
+from paretomerge.weights.shared_models import SharedModels
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("PARETOMERGE_CACHE") or HERE / ".cache")
