@@ -7,6 +7,8 @@ moves from point to point. A worker on the same machine reads base and task vect
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,6 +74,7 @@ def _cluster(work: Work, workers: int, address: str | None) -> Iterator[Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word to anyone outside
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+    on_term = signal.getsignal(signal.SIGTERM)  # Ray takes it when it is imported
     try:
         import ray
     except ImportError as error:
@@ -89,6 +92,9 @@ def _cluster(work: Work, workers: int, address: str | None) -> Iterator[Any]:
             ray.init(address=address, **quiet, **({} if address else local))
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise UserError(f"ray {address or '(local)'}: {str(error).splitlines()[0]}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_term)
     try:
         yield ray
     finally:
@@ -137,7 +143,6 @@ def _on_ray(ray: Any, work: Work, workers: int, gpus: float) -> Pool:
         finally:
             for _, worker in running.values():  # somebody stopped before the end
                 ray.kill(worker)
-                idle.append(started())
 
     return pool
 

@@ -78,6 +78,8 @@ def evaluator_for(
     with ExitStack() as stack, _stoppable(made, folder):
         store = Store(folder, facts)
         stack.callback(store.close)
+        if folder is not None:
+            stack.callback(left_behind, folder)  # of workers that were stopped in the middle
         if store.found:
             run.say(f"{store.found} evaluations of earlier runs are in {folder}, and are used again")
 
