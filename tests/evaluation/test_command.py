@@ -100,6 +100,20 @@ def test_an_interrupt_ends_the_command(tmp_path):
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
+def test_an_interrupt_while_a_command_starts(monkeypatch):
+    start, begun = subprocess.Popen, []
+
+    def interrupted(*args, **options):
+        begun.append(start(*args, **options))
+        signal.raise_signal(signal.SIGINT)
+        return begun[0]
+
+    monkeypatch.setattr(command.subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command.run("sleep 60", timeout=None)
+    assert begun[0].returncode == -signal.SIGTERM
+
+
 def test_much_output_is_read_from_its_end():
     print_much = f"{sys.executable} -c \"import sys; sys.stdout.write('x' * 9_000_000); print('{{}}')\""
     assert command.run(print_much, timeout=60) == {}

@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,15 +35,18 @@ def run(command: str, *, timeout: float | None) -> dict[str, Any]:
         Failed: another exit code than 0 (with the end of standard error), no JSON object on standard output, too slow.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(
-            command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
-        )  # fmt: skip
+        process = None
         try:
+            with _held_back():  # an interrupt in here would leave a process that nobody knows
+                process = subprocess.Popen(
+                    command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+                )  # fmt: skip
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise Failed(f"took more than {timeout:g} s{_told(err)}") from None
         finally:
-            _end(process)
+            if process is not None:
+                _end(process)
         if code:
             how = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
             raise Failed(f"{how}{_told(err)}")
@@ -81,6 +86,24 @@ def left_behind(inside: Path) -> Sequence[Path]:
     for path in found:
         shutil.rmtree(path, ignore_errors=True)
     return found
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """Interrupts come when the block has ended. (Blocked signals would stay blocked in a child.)"""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for arrived in came:
+        signal.raise_signal(arrived)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
