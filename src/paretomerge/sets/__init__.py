@@ -2,6 +2,8 @@
 
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.sets.routed import Routed
 from paretomerge.sets.soup import Soup
+from paretomerge.sets.steered import Steered
 
-SETS: dict[str, type[ParetoSet]] = {kind.method: kind for kind in (Soup, LowRank)}
+SETS: dict[str, type[ParetoSet]] = {kind.method: kind for kind in (Soup, LowRank, Routed, Steered)}
