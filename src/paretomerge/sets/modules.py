@@ -36,7 +36,7 @@ def choose_modules(
     """
     of_model = _attention_and_mlps([name for name in merged if infos[name].dtype.is_floating_point], infos)
     groups: dict[str, list[str]] = {}
-    for name in sorted(of_model, key=_depth):
+    for name in sorted(of_model, key=depth):
         kind, module = of_model[name]
         if modules == "all":
             chosen: str | None = module or name.rpartition(".")[0] or name
@@ -51,6 +51,11 @@ def choose_modules(
         hint = "name modules with globs" if isinstance(modules, str) else f"{merged[0]} is a tensor, for instance"
         raise UserError(f"modules {modules!r}: no tensor of this model fits: use modules=all, or {hint}")
     return {module: tuple(names) for module, names in groups.items()}
+
+
+def depth(name: str) -> list[tuple[int, str]]:
+    """A key by which layer 10 comes after layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 
 
 def _attention_and_mlps(names: Sequence[str], infos: Mapping[str, TensorInfo]) -> dict[str, tuple[str, str]]:
@@ -101,8 +106,3 @@ def _prefixes(name: str) -> list[str]:
     """``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
     parts = name.split(".")
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
-
-
-def _depth(name: str) -> list[tuple[int, str]]:
-    """A key by which layer 10 comes after layer 9."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
