@@ -212,8 +212,9 @@ FITS_ON_DATA = {
     "pareto-merging": pareto_merging_on_data, "adamerging": adamerging, "steered": steered, "pwe-moe": pwe_moe,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "recommended": {}, "paper": {"pareto-merging": PAPER, "pwe-moe": PWE_PAPER},
-}  # fmt: skip
+    "recommended": {name: {} for name in FITS_ON_DATA},
+    "paper": {"pareto-merging": PAPER, "adamerging": {}, "pwe-moe": PWE_PAPER},
+}
 """preset -> method -> settings that differ from the method's defaults; AdaMerging's defaults are its paper's."""
 
 
