@@ -175,7 +175,7 @@ def fit(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make a front, a model for every preference: pareto-merging (in closed form, or on --data), soup; adamerging.
+    """Make a front, a model for every preference: pareto-merging (in closed form, or on --data), soup; steered, pwe-moe.
 
     The front's folder is itself the model at equal preference; paretomerge pick writes the others.
     """
