@@ -58,9 +58,9 @@ def fit(
 
     Args:
         experts: from ``load_experts``.
-        method: ``"pareto-merging"`` or ``"soup"`` (Rewarded Soups and eq. 3); with ``data`` also ``"adamerging"``; with
-            labelled ``data`` or an ``evaluator`` a search: ``"map"``, ``"map-nested"``, ``"map-bayesian"``,
-            ``"direct-search"`` or ``"moead"``.
+        method: ``"pareto-merging"`` or ``"soup"`` (Rewarded Soups and eq. 3); with ``data`` ``"pareto-merging"``,
+            ``"steered"``, ``"pwe-moe"`` or ``"adamerging"``; with labelled ``data`` or an ``evaluator`` a search: ``"map"``,
+            ``"map-nested"``, ``"map-bayesian"``, ``"direct-search"`` or ``"moead"``.
         on: the merge at equal preference: a merge's name or its weights; None: Task Arithmetic with the set's λ.
         on_options: options of that merge.
         data: task -> its inputs (a path will do); pareto-merging is then fitted on them instead of in closed form.
@@ -160,7 +160,10 @@ def _fit_on_data(
     from paretomerge.fitting.on_data import FITS_ON_DATA, PRESETS
 
     function = _named(method, FITS_ON_DATA, "set fitted on data")
-    settings = {**_named(preset, PRESETS, "preset").get(method, {}), **options}
+    presets = _named(preset, PRESETS, "preset")
+    if method not in presets:
+        raise UserError(f"preset {preset}: {method} has no settings of a {preset}: leave the preset out")
+    settings = {**presets[method], **options}
     settings = check_options(function, settings, method)
     tasks = load_tasks(experts, data, keep_labels=settings.get("objective") == "cross-entropy", seed=settings.get("seed", 0))
     for task in tasks.values():

@@ -184,7 +184,7 @@ def fit(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make a front, a model for every preference: pareto-merging (in closed form, or on --data), soup; adamerging.
+    """Make a front, a model for every preference: pareto-merging (in closed form, or on --data), soup; steered, pwe-moe.
 
     map, map-nested, map-bayesian, direct-search and moead search by evaluations alone, of labelled --data or an --evaluator.
 

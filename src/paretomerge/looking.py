@@ -113,11 +113,31 @@ def select(
         )
 
 
-def info(front: Annotated[Path, typer.Argument(help="A front's folder.")], as_json: Json = False) -> None:
+def info(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    routing: Annotated[
+        Path | None,
+        typer.Option(
+            "--routing", metavar="FILE", help="Of pwe-moe and steered: draw their coefficients over depth; .json: the numbers."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Say what a front holds: tasks, method, settings, what it stores, where it comes from."""
     from paretomerge.front import load_front
 
-    facts = load_front(front).summary()
+    opened = load_front(front)
+    facts = opened.summary()
+    if routing:
+        from paretomerge.report.plots import routing_figure
+        from paretomerge.report.routing import routing as routing_of
+        from paretomerge.weights.writing import write_json
+
+        found = routing_of(opened.pareto_set)
+        if routing.suffix == ".json":
+            write_json(routing, {**found._asdict(), "weights": found.weights.tolist()})
+        else:
+            routing_figure(routing, found)
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))
         return

@@ -104,6 +104,40 @@ def test_from_files_to_a_model(cli, families, kind):
     assert "settings" in cli("info", "front")
 
 
+@pytest.mark.parametrize(
+    "kind, method, options",
+    [("vit", "steered", ("rank=2", "task_vector_rank=3")), ("gpt2", "pwe-moe", ("modules=mlp",))],
+)
+def test_methods_that_keep_task_vectors(cli, families, kind, method, options):
+    words = [word for option in (*options, "steps=3", "batch=4") for word in ("--option", option)]
+    err = cli.errors("fit", *families[kind].flags(), "--method", method, *words, "-o", "front")
+    assert ("task vectors at rank 3: error " if method == "steered" else "2 routers, 44 parameters") in err
+    front = load_front("front")
+    head = ("--head", "b") if front.heads else ()
+    cli("pick", "front", "-p", "only:b", *head, "-o", "picked")
+    assert LOADERS[kind].from_pretrained(cli.here / "picked")
+    at = front.at("only:b", head="b" if front.heads else None)
+    stored = open_checkpoint(cli.here / "picked")
+    assert all(torch.equal(stored[name], at[name]) for name in at) and not any("router" in name for name in stored)
+    assert "full rank" in cli.refuses("pick", "front", "-p", "only:b", "--lora", "-o", "adapter")
+    shown = json.loads(cli("info", "front", "--routing", "routing.json", "--json"))
+    assert shown["method"] == method and shown["parameters"]["added"] == front.pareto_set.added_parameters()
+    found = json.loads((cli.here / "routing.json").read_text())
+    corner = front.pareto_set.coefficients.at(torch.tensor([0.0, 1.0]))
+    for module, row in zip(found["modules"], found["weights"][1], strict=True):
+        place = list(front.pareto_set.coefficients.groups).index(module)
+        assert row == pytest.approx(corner[place].tolist(), abs=1e-6)
+    cli("info", "front", "--routing", "routing.png")
+    assert (cli.here / "routing.png").read_bytes().startswith(b"\x89PNG")
+    assert "name a .png, .svg or .pdf" in cli.refuses("info", "front", "--routing", "routing.docx")
+
+
+def test_routing_of_a_set_without_any(cli, families):
+    family = families["vit"]
+    cli("fit", "--base", family.folder / "base", "--expert", f"a={family.folder / 'a'}", "--method", "soup", "-o", "front")
+    assert "a soup has no routing: fit pwe-moe or steered" in cli.refuses("info", "front", "--routing", "routing.png")
+
+
 def test_what_is_said(cli, families):
     family = families["bert"]
     err = cli.errors("fit", *family.flags(), *STEPS, "-o", "front")

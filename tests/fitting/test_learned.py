@@ -27,6 +27,7 @@ TARGETS = {
     "fused": (FUSED, Target(DENSE, ((DENSE, 5),), (5, 8), 2)),
     "outer": (replace(FUSED, structure="outer-1"), Target(DENSE, ((DENSE, 5),), (5, 8), 2, "outer-2")),
 }
+GROUPS = {"attention": (QUERY, VALUE), "rest": (KEY, DENSE, "norm.bias", "logit_scale", "conv.weight", "empty.weight")}
 everything = pytest.mark.parametrize(
     "K, task_wise, targets",
     [(K, task_wise, targets) for K in (1, 2, 5) for task_wise in (False, True) for targets in TARGETS],
@@ -46,6 +47,14 @@ def learned(
     vectors = {name: draw(K, base[name].numel()).to(stored or dtype) for name in SHAPES}
     made = Learned(base, vectors, TARGETS[targets], task_wise=task_wise)
     made.phi.copy_(draw(len(made.phi)))
+    return made
+
+
+def steering(K: int, kind: str, grouped: bool, targets: str) -> Learned:
+    """The same with coefficients that depend on γ, of each tensor or of groups."""
+    plain = learned(K, False, targets)
+    made = Learned(plain.base, plain.task_vectors, TARGETS[targets], kind=kind, groups=GROUPS if grouped else None)
+    made.phi.copy_(torch.randn(len(made.phi), generator=torch.Generator().manual_seed(K), dtype=torch.float64))
     return made
 
 
@@ -73,16 +82,39 @@ def low_rank(of: Learned, gamma: Tensor, phi: Tensor) -> dict[str, Tensor]:
     return terms
 
 
+def coefficients(of: Learned, row: int, gamma: Tensor, phi: Tensor) -> Tensor:
+    """c(γ) of one row: λ, M γ + b, or the router's two layers."""
+    part = {name: of.view(name, phi)[row] for name in of.parts() if "." not in name}
+    if "lambda" in part:
+        return part["lambda"]
+    if "M" in part:
+        return part["M"] @ gamma.to(phi) + part["b"]
+    return part["W2"] @ torch.relu(part["W1"] @ gamma.to(phi) + part["b1"]) + part["b2"]
+
+
 def theta(of: Learned, gamma: Tensor, phi: Tensor, task_wise: bool) -> dict[str, Tensor]:
     """θ(γ) from its definition, differentiable in φ."""
-    lambdas = of.view("lambda", phi)
     weights = {}
     for place, (name, base) in enumerate(of.base.items()):
-        row = lambdas[0 if task_wise else place]
+        row = coefficients(of, 0 if task_wise else place, gamma, phi)
         weights[name] = base + sum(row[k] * of.task_vectors[name][k].to(base).view_as(base) for k in range(of.n_tasks))
     for target, term in zip(of.targets, low_rank(of, gamma, phi).values(), strict=True):
         for (name, rows), own in zip(target.members, term.split([rows for _, rows in target.members]), strict=True):
             assert own.shape[0] == rows
+            weights[name] = weights[name] + own
+    return weights
+
+
+def steered_theta(of: Learned, gamma: Tensor, phi: Tensor, grouped: bool) -> dict[str, Tensor]:
+    """θ(γ) with the row of each tensor's group."""
+    groups = list(GROUPS.values()) if grouped else [(name,) for name in SHAPES]
+    weights = {}
+    for name, base in of.base.items():
+        (row,) = (i for i, members in enumerate(groups) if name in members)
+        c = coefficients(of, row, gamma, phi)
+        weights[name] = base + sum(c[k] * of.task_vectors[name][k].view_as(base) for k in range(of.n_tasks))
+    for target, term in zip(of.targets, low_rank(of, gamma, phi).values(), strict=True):
+        for (name, _), own in zip(target.members, term.split([rows for _, rows in target.members]), strict=True):
             weights[name] = weights[name] + own
     return weights
 
@@ -130,6 +162,31 @@ def test_pulls_back_what_autograd_finds(K, task_wise, targets):
     assert small.dtype == torch.float64 and small.shape == of.phi.shape
     for part in of.parts():
         assert relative(of.view(part, small), of.view(part, expected)) < 1e-10, part
+
+
+@pytest.mark.parametrize("kind", ["affine", "routed"])
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("K, targets", [(K, targets) for K in (1, 2, 5) for targets in ("none", "fused")])
+def test_coefficients_that_depend_on_the_preference(kind, grouped, K, targets):
+    """θ(γ) is the formula, and every gradient what autograd finds through the whole graph."""
+    of, gamma = steering(K, kind, grouped, targets), preference(K, seed=1)
+    phi = of.phi.clone().requires_grad_()
+    whole = steered_theta(of, gamma, phi, grouped)
+    weights = {name: torch.full_like(base, torch.nan) for name, base in of.base.items()}
+    of.build_(weights, gamma)
+    for name, expected in whole.items():
+        torch.testing.assert_close(weights[name], expected.detach(), rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(of.built(gamma)[name], weights[name]) for name in weights)
+    (expected,) = torch.autograd.grad(objective(whole), phi)
+    leaves = {name: nn.Parameter(tensor) for name, tensor in weights.items()}
+    objective(leaves).backward()
+    small = of.pull_back({name: leaf.grad for name, leaf in leaves.items()}, gamma)
+    for part in of.parts():
+        if of.view(part, expected).abs().max() > 0:
+            assert relative(of.view(part, small), of.view(part, expected)) < 1e-10, part
+    c = of.steering({"copy": DENSE})
+    assert c.row["copy"] == c.row[DENSE] and c.parts.keys() == of.coefficients.parts.keys()
+    torch.testing.assert_close(c.at(gamma), of.coefficients.at(gamma).float(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("absent", [(KEY,), (QUERY, KEY, VALUE), tuple(SHAPES)])

@@ -1,12 +1,14 @@
-"""What a fit learns, φ = (λ, A, B, G), and the linear maps between φ and the weights.
+"""What a fit learns, φ, and the maps between φ and the weights: coefficients of the task vectors, and a low-rank term.
 
-    θ_l(γ) = θ₀_l + Σ_k λ_lk v_lk + A_l (Σ_k γ_k G_lk) B_l        (Pareto Merging, eqs 7 and 8)
+    θ_l(γ) = θ₀_l + Σ_k c_lk(γ) v_lk + A_l (Σ_k γ_k G_lk) B_l
 
-θ is linear in every dense tensor, so a dense gradient g = ∂S/∂θ is pulled back to φ at once and forgotten:
+with c = λ this is Pareto Merging (eqs 7 and 8). θ is linear in every dense tensor, so a dense gradient g = ∂S/∂θ is pulled
+back at once and forgotten:
 
-    ∂S/∂λ_lk = ⟨v_lk, g_l⟩,   ∂S/∂A = g Bᵀ Cᵀ,   ∂S/∂B = Cᵀ Aᵀ g,   ∂S/∂G_k = γ_k Aᵀ g Bᵀ,   with C = Σ_k γ_k G_k.
+    ∂S/∂c_lk = ⟨v_lk, g_l⟩,   ∂S/∂A = g Bᵀ Cᵀ,   ∂S/∂B = Cᵀ Aᵀ g,   ∂S/∂G_k = γ_k Aᵀ g Bᵀ,   with C = Σ_k γ_k G_k.
 
-φ is one flat vector; λ, A, B and G are views of it. ``sets.factors`` has the low-rank term and its other structures.
+φ is one flat vector, of which the parameters of c, and A, B and G, are views. ``sets.coefficients`` has the functions c(γ) and
+their gradients, ``sets.factors`` the low-rank term and its other structures.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paretomerge.sets.coefficients import Coefficients, Kind
+from paretomerge.sets.coefficients import shapes as coefficient_shapes
 from paretomerge.sets.factors import Factors, Structure
 from paretomerge.sets.factors import shapes as part_shapes
 
@@ -44,19 +48,25 @@ class Learned:
         base: name -> θ₀, fp32 on the device of the fit.
         task_vectors: name -> (K, numel), stacked; fp32, or bf16 to halve the memory.
         targets: of the low-rank part; none for AdaMerging alone.
-        task_wise: one λ per task instead of one per task and tensor.
+        task_wise: the same coefficients for all tensors.
+        kind: which function c(γ) is.
+        groups: group's name -> tensors that have the same coefficients; None: each tensor has its own.
     """
 
     def __init__(
-        self, base: Mapping[str, Tensor], task_vectors: Mapping[str, Tensor], targets: Sequence[Target], *, task_wise: bool
-    ) -> None:
+        self, base: Mapping[str, Tensor], task_vectors: Mapping[str, Tensor], targets: Sequence[Target], *,
+        task_wise: bool = False, kind: Kind = "constant", groups: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:  # fmt: skip
         self.base = dict(base)
         self.task_vectors = dict(task_vectors)
         self.targets = tuple(targets)
         first = next(iter(self.task_vectors.values()))
         self.n_tasks = len(first)
-        n_lambda = 1 if task_wise else len(self.task_vectors)
-        shapes: dict[str, tuple[int, ...]] = {"lambda": (n_lambda, self.n_tasks)}
+        if task_wise:
+            groups = {"all": tuple(self.task_vectors)}
+        groups = groups or {name: (name,) for name in self.task_vectors}
+        shapes = coefficient_shapes(kind, len(groups), self.n_tasks)
+        parts_of_c = list(shapes)
         for target in self.targets:
             parts = part_shapes(target.structure, self.n_tasks, target.shape, target.rank)
             shapes |= {f"{target.name}.{part}": shape for part, shape in parts.items()}
@@ -67,10 +77,12 @@ class Learned:
             self._slots[name] = end, end + size, shape
             end += size
         self.phi = torch.zeros(end, device=first.device, dtype=next(iter(self.base.values())).dtype)
-        self.row = {name: 0 if task_wise else i for i, name in enumerate(self.task_vectors)}
+        self.coefficients = Coefficients(
+            kind, {part: self.view(part) for part in parts_of_c}, {g: tuple(n) for g, n in groups.items()}
+        )
 
     def view(self, name: str, of: Tensor | None = None) -> Tensor:
-        """A part of φ, or of a vector like it: ``"lambda"``, ``"<target>.A"``, ``".G"``, ``".B"``."""
+        """A part of φ, or of a vector like it: of c (``"lambda"`` or ``"M"`` …), ``"<target>.A"``, ``".G"``, ``".B"``."""
         start, stop, shape = self._slots[name]
         return (self.phi if of is None else of)[start:stop].view(shape)
 
@@ -81,7 +93,7 @@ class Learned:
     @torch.no_grad()
     def build_(self, weights: Mapping[str, Tensor], gamma: Tensor) -> None:
         """Write θ(γ) into ``weights`` (name -> tensor of the base's shape, any float dtype), in place."""
-        lambdas = self.view("lambda")
+        c, row = self.coefficients.at(gamma), self.coefficients.row
         low_rank = self._low_rank(gamma)
         for name in self.task_vectors:
             theta = weights[name].detach()
@@ -90,7 +102,7 @@ class Learned:
                 theta = torch.empty_like(self.base[name], memory_format=torch.contiguous_format)
             base, flat = self.base[name].flatten(), theta.view(-1)
             for columns, v in self._blocks(name):
-                torch.addmv(base[columns], v.T, lambdas[self.row[name]], out=flat[columns])
+                torch.addmv(base[columns], v.T, c[row[name]], out=flat[columns])
             if name in low_rank:
                 left, right = low_rank[name]
                 theta.addmm_(left, right)
@@ -101,12 +113,15 @@ class Learned:
     def pull_back(self, gradients: Mapping[str, Tensor | None], gamma: Tensor) -> Tensor:
         """∂S/∂φ, like φ, from dense gradients ∂S/∂θ (name -> tensor; None counts as zero) at preference γ."""
         small = torch.zeros_like(self.phi)
-        d_lambda = self.view("lambda", small)
+        row = self.coefficients.row
+        d = torch.zeros(len(self.coefficients.groups), self.n_tasks).to(small)
         for name in self.task_vectors:
             if (dense := gradients.get(name)) is not None:
                 flat = dense.flatten().to(small.dtype)
                 for columns, v in self._blocks(name):
-                    d_lambda[self.row[name]] += torch.mv(v, flat[columns])
+                    d[row[name]] += torch.mv(v, flat[columns])
+        for part, gradient in self.coefficients.pulled_back(gamma, d).items():
+            self.view(part, small).copy_(gradient)
         for target in self.targets:
             rows = [gradients.get(name) for name, _ in target.members]
             if all(g is None for g in rows):
@@ -141,6 +156,22 @@ class Learned:
         """Write the gradients of a target's parts into ``small``."""
         for part, gradient in self.of(target).pulled_back(gamma, d_left, d_right).items():
             self.view(f"{target.name}.{part}", small).copy_(gradient)
+
+    @torch.no_grad()
+    def built(self, gamma: Tensor) -> dict[str, Tensor]:
+        """θ(γ) in memory of its own: name -> tensor on the processor."""
+        weights = {name: torch.empty_like(self.base[name]) for name in self.task_vectors}
+        self.build_(weights, gamma)
+        return {name: tensor.cpu() for name, tensor in weights.items()}
+
+    @torch.no_grad()
+    def steering(self, aliases: Mapping[str, str]) -> Coefficients:
+        """c(γ) as a set stores it; second copies of tied tensors (``aliases``: copy -> first) have the row of the first."""
+        copies = {first: tuple(copy for copy, of in aliases.items() if of == first) for first in aliases.values()}
+        groups = {g: tuple(n for name in names for n in (name, *copies.get(name, ())))
+                  for g, names in self.coefficients.groups.items()}  # fmt: skip
+        parts = {part: tensor.float().cpu().clone() for part, tensor in self.coefficients.parts.items()}
+        return Coefficients(self.coefficients.kind, parts, groups)
 
     @torch.no_grad()
     def factors(self) -> dict[str, Factors]:

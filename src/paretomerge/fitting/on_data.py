@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
-from paretomerge.fitting.closed_form import pareto_merging
-from paretomerge.fitting.learned import Learned, Target
+from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Report, Settings, fit_
 from paretomerge.fitting.problem import Problem
-from paretomerge.fitting.sampling import coverage, seed_of
+from paretomerge.fitting.processes import device_of
+from paretomerge.fitting.routed import PAPER as PWE_PAPER
+from paretomerge.fitting.routed import pwe_moe
+from paretomerge.fitting.sampling import say_coverage
+from paretomerge.fitting.start import low_rank_targets, start_low_rank_
+from paretomerge.fitting.steered import steered
 from paretomerge.merges.ties import trimmed_and_elected
 from paretomerge.sets.low_rank import LowRank, folded
-from paretomerge.sets.targets import choose_targets
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
@@ -121,14 +122,9 @@ def pareto_merging_on_data(
     }
     names = {field.name for field in fields(Settings)}
     settings = Settings(**{name: value for name, value in options.items() if name in names})
-    if rank < 0:
-        raise UserError("rank must not be negative")
-    on = _device(device)
-    n_tasks = len(experts)
-    lam = 1 / n_tasks if scale is None else scale
-    chosen = choose_targets(experts.infos, experts.merged, targets, fuse_qkv=fuse_qkv) if rank else {}
-    shapes = {name: (sum(n for _, n in m), experts.infos[m[0][0]].shape[1]) for name, m in chosen.items()}
-    low_rank = [Target(name, m, shapes[name], min(rank, *shapes[name]), structure) for name, m in chosen.items()]
+    on = device_of(device)
+    lam = 1 / len(experts) if scale is None else scale
+    low_rank = low_rank_targets(experts, targets, rank, fuse_qkv=fuse_qkv, structure=structure)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
         held_out=patience > 0,
@@ -140,9 +136,10 @@ def pareto_merging_on_data(
     vectors = {name: v.to(stored) for name, v in vectors.items()}
     learned = Learned(problem.base, vectors, low_rank, task_wise=coefficients == "task")
     problem.task_vectors = {}
-    _start(learned, experts, start, lam, rank, targets, fuse_qkv, seed)
+    learned.view("lambda").fill_(lam)
+    start_low_rank_(learned, experts, start, lam, rank, targets, fuse_qkv=fuse_qkv, seed=seed)
     if rank:
-        _say_coverage(experts.tasks, settings, say)
+        say_coverage(experts.tasks, settings, say)
     fit_(
         learned,
         problem.models.weights,
@@ -211,55 +208,14 @@ def adamerging(
     )
 
 
-FITS_ON_DATA = {"pareto-merging": pareto_merging_on_data, "adamerging": adamerging}
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {"recommended": {}, "paper": {"pareto-merging": PAPER}}
+FITS_ON_DATA = {
+    "pareto-merging": pareto_merging_on_data, "adamerging": adamerging, "steered": steered, "pwe-moe": pwe_moe,
+}  # fmt: skip
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "recommended": {name: {} for name in FITS_ON_DATA},
+    "paper": {"pareto-merging": PAPER, "adamerging": {}, "pwe-moe": PWE_PAPER},
+}
 """preset -> method -> settings that differ from the method's defaults; AdaMerging's defaults are its paper's."""
-
-
-def _start(
-    learned: Learned,
-    experts: Experts,
-    start: str,
-    lam: float,
-    rank: int,
-    targets: str | Sequence[str],
-    fuse_qkv: bool,
-    seed: int,
-) -> None:
-    """φ before the first step."""
-    learned.view("lambda").fill_(lam)
-    if not learned.targets:
-        return
-    if start == "kaiming":  # all but the part that depends on γ, which is zero
-        generator = torch.Generator().manual_seed(seed_of(seed, 0, 0))
-        for target in learned.targets:
-            factors = learned.of(target)
-            for part in factors.parts().values():
-                if part is not factors.varying:
-                    part.copy_(nn.init.kaiming_uniform_(torch.empty(part.shape), a=5**0.5, generator=generator))
-        return
-    found = pareto_merging(experts, rank=rank, targets=targets, fuse_qkv=fuse_qkv, scale=lam, seed=seed)
-    for target in learned.targets:
-        factors, solution = learned.of(target), found.factors[target.name]
-        assert solution.g is not None
-        if target.structure != "outer-1":
-            factors.a.copy_(solution.a)
-        if target.structure != "outer-2":
-            factors.b.copy_(solution.b)
-        if start == "closed-form":  # the outer products hold the same term: A_k = A G_k, or B_k = G_k B
-            of_tasks = {"tensor": solution.g, "outer-1": solution.a @ solution.g, "outer-2": solution.g @ solution.b}
-            factors.varying.copy_(of_tasks[target.structure])
-
-
-def _say_coverage(tasks: Sequence[str], settings: Settings, say: Callable[[str], None]) -> None:
-    """Tell what the preferences of the steps cover, and warn of a task that hardly ever leads."""
-    covered = coverage(len(tasks), settings)
-    shares = ", ".join(f"{task} {count}" for task, count in zip(tasks, covered.leads, strict=True))
-    say(f"preferences: largest share by steps: {shares}; {covered.visits:.1f} tasks a step")
-    led = sum(covered.leads)
-    for task, count in zip(tasks, covered.leads, strict=True):
-        if count < led / len(tasks) / 2:
-            say(f"warning: few steps prefer {task} ({count} of {led}): use sampling=stratified, or more steps")
 
 
 def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> LowRank:
@@ -268,7 +224,7 @@ def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> L
     merged: dict[str, Tensor] = {}
     for name, v in learned.task_vectors.items():
         start = learned.base[name]
-        theta = torch.addmv(start.flatten(), v.T.to(start.dtype), lambdas[learned.row[name]]).view_as(start)
+        theta = torch.addmv(start.flatten(), v.T.to(start.dtype), lambdas[learned.coefficients.row[name]]).view_as(start)
         merged[name] = theta.cpu().to(experts.infos[name].dtype)
 
     def read(name: str) -> Tensor:
@@ -279,13 +235,3 @@ def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> L
     return LowRank(
         experts.tasks, base, factors, {**options, "lambda": [[round(x, 6) for x in row] for row in lambdas.tolist()]}
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        local = os.environ.get("LOCAL_RANK", "0")
-        name = f"cuda:{local}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
-        raise UserError(f"device {name!r}: {str(error).splitlines()[0]}") from error

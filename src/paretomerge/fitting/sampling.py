@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -73,6 +74,17 @@ def coverage(n_tasks: int, settings: Settings) -> Coverage:
     visits = sum(len(tasks_of_step(gamma, step, settings)[0]) for step, gamma in enumerate(gammas))
     mean = torch.stack(gammas).mean(0).tolist() if gammas else [0.0] * n_tasks
     return Coverage(leads, mean, visits / max(1, len(gammas)))
+
+
+def say_coverage(tasks: Sequence[str], settings: Settings, say: Callable[[str], None]) -> None:
+    """Tell what the preferences of the steps cover, and warn of a task that hardly ever leads."""
+    covered = coverage(len(tasks), settings)
+    shares = ", ".join(f"{task} {count}" for task, count in zip(tasks, covered.leads, strict=True))
+    say(f"preferences: largest share by steps: {shares}; {covered.visits:.1f} tasks a step")
+    led = sum(covered.leads)
+    for task, count in zip(tasks, covered.leads, strict=True):
+        if count < led / len(tasks) / 2:
+            say(f"warning: few steps prefer {task} ({count} of {led}): use sampling=stratified, or more steps")
 
 
 def seed_of(*parts: int) -> int:

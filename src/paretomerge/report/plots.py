@@ -1,9 +1,15 @@
-"""Figures: fronts of two tasks, and what raising a task's share buys."""
+"""Figures: fronts of two tasks, what raising a task's share buys, and where a set routes its preferences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paretomerge.errors import UserError
+
+if TYPE_CHECKING:
+    from paretomerge.report.routing import Routing
 
 Point = tuple[float, float]
 
@@ -60,6 +66,42 @@ def front_figure(
         right.set_ylabel("held-out accuracy on it, mean over tasks, %")
         right.set_title("what a larger share buys")
         right.legend(frameon=False)
+        figure.savefig(path, dpi=150)
+        pyplot.close(figure)
+
+
+def routing_figure(path: Path, routing: Routing) -> None:
+    """Heat maps over depth, one for each one-hot preference: how much of each task vector every module gets.
+
+    Args:
+        path: file to write; its ending says the format.
+        routing: from ``report.routing``.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix.lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
+        raise UserError(f"{path}: a figure cannot be written in that format: name a .png, .svg or .pdf")
+    tasks, modules = routing.tasks, routing.modules
+    largest = float(routing.weights.abs().max()) or 1.0
+    size = (1.5 + len(tasks) * (0.6 + 0.45 * len(tasks)), 1.4 + min(12.0, 0.22 * len(modules)))
+    with pyplot.rc_context({"font.size": 8}):
+        figure, axes = pyplot.subplots(1, len(tasks), figsize=size, layout="constrained", sharey=True, squeeze=False)
+        for task, axis, weights in zip(tasks, axes[0], routing.weights, strict=True):
+            # white is none of a task vector; the colours tell apart for all common kinds of colour blindness
+            image = axis.imshow(
+                weights.numpy(), cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
+            )
+            axis.set_title(f"only:{task}")
+            axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right")
+            axis.set_xlabel("task vector")
+        every = -(-len(modules) // 60)
+        axes[0][0].set_yticks(range(0, len(modules), every), modules[::every])
+        axes[0][0].set_ylabel("depth")
+        figure.colorbar(image, ax=axes[0][-1], label="coefficient")
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
 

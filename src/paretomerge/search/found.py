@@ -36,7 +36,7 @@ class Found:
     said: tuple[str, ...] = ()
     """What the user should know: failed evaluations, poor fits, a front of one point."""
     preferences: Matrix | None = None
-    """(P, K): what each point was made for, where a search was given preferences."""
+    """γ, (P, N): what each point was made for, where a search was given preferences."""
 
 
 def non_dominated(loss: Matrix) -> NDArray[np.bool_]:

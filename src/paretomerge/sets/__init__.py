@@ -2,7 +2,9 @@
 
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.sets.routed import Routed
 from paretomerge.sets.searched import Searched
 from paretomerge.sets.soup import Soup
+from paretomerge.sets.steered import Steered
 
-SETS: dict[str, type[ParetoSet]] = {kind.method: kind for kind in (Soup, LowRank, Searched)}
+SETS: dict[str, type[ParetoSet]] = {kind.method: kind for kind in (Soup, LowRank, Searched, Routed, Steered)}

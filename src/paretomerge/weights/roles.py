@@ -15,7 +15,12 @@ _QKV = re.compile(
 
 def is_matrix(name: str, shape: Sequence[int]) -> bool:
     """Whether a tensor is a linear map: two dimensions, and no table of tokens, positions or classes."""
-    return len(shape) == 2 and min(shape) > 1 and not _TABLE.search(name)
+    return len(shape) == 2 and min(shape) > 1 and not is_table(name)
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor holds a row for each token, position or class."""
+    return bool(_TABLE.search(name))
 
 
 def makes_queries_keys_values(name: str) -> bool:

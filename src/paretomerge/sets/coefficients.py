@@ -1,0 +1,102 @@
+"""How much of each task vector a tensor gets, c(γ) (K,): three functions of the preference with few parameters.
+
+    constant   c = λ                              Task Arithmetic, AdaMerging, the base of Pareto Merging
+    affine     c = M γ + b                        steered
+    routed     c = W₂ relu(W₁ γ + b₁) + b₂        the routers of PWE-MoE (Tang et al. 2024)
+
+Tensors of one group share a row of coefficients; R, the number of groups, is the first dimension of every parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from paretomerge.weights.lazy import Weights
+
+Kind = Literal["constant", "affine", "routed"]
+_KEY = "coefficients."
+
+
+def shapes(kind: Kind, n_groups: int, n_tasks: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of R groups: λ; M and b; or W₁, b₁, W₂ and b₂ (2K hidden units)."""
+    r, k = n_groups, n_tasks
+    if kind == "constant":
+        return {"lambda": (r, k)}
+    if kind == "affine":
+        return {"M": (r, k, k), "b": (r, k)}
+    return {"W1": (r, 2 * k, k), "b1": (r, 2 * k), "W2": (r, k, 2 * k), "b2": (r, k)}
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """c(γ) of R groups of tensors: ``parts`` are the parameters by name, ``groups`` the tensors of each row, in order."""
+
+    kind: Kind
+    parts: Mapping[str, Tensor]
+    groups: Mapping[str, tuple[str, ...]]
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """tensor's name -> its row."""
+        return {name: row for row, names in enumerate(self.groups.values()) for name in names}
+
+    def at(self, gamma: Tensor) -> Tensor:
+        """c(γ) (R, K), for γ (K,)."""
+        p = self.parts
+        if self.kind == "constant":
+            return p["lambda"]
+        if self.kind == "affine":
+            return p["M"] @ gamma.to(p["M"]) + p["b"]
+        return (p["W2"] @ self._hidden(gamma)[..., None])[..., 0] + p["b2"]
+
+    def pulled_back(self, gamma: Tensor, d: Tensor) -> dict[str, Tensor]:
+        """Gradients of the parameters from d = ∂S/∂c (R, K)."""
+        if self.kind == "constant":
+            return {"lambda": d}
+        of_gamma = gamma.to(d)
+        if self.kind == "affine":
+            return {"M": d[..., None] * of_gamma, "b": d}
+        hidden = self._hidden(gamma)
+        d_hidden = (d[:, None] @ self.parts["W2"])[:, 0] * (hidden > 0)
+        return {"W1": d_hidden[..., None] * of_gamma, "b1": d_hidden, "W2": d[..., None] * hidden[:, None], "b2": d}
+
+    def _hidden(self, gamma: Tensor) -> Tensor:
+        """relu(W₁ γ + b₁), (R, 2K)."""
+        return torch.relu(self.parts["W1"] @ gamma.to(self.parts["W1"]) + self.parts["b1"])
+
+    def of(self, name: str, to: Tensor, since: Tensor) -> Tensor:
+        """c(to) − c(since) of one tensor, (K,) in fp64."""
+        row = slice(self.row[name], self.row[name] + 1)
+        one = Coefficients(self.kind, {part: tensor[row].double() for part, tensor in self.parts.items()}, {})
+        return (one.at(to.double()) - one.at(since.double()))[0]
+
+    def stored(self) -> tuple[Weights, dict[str, Any]]:
+        """What a front folder keeps: the parameters, and which tensors share which row."""
+        facts = {group: list(names) for group, names in self.groups.items()}
+        return Weights.of({_KEY + part: tensor.contiguous() for part, tensor in self.parts.items()}), facts
+
+    @classmethod
+    def restored(
+        cls, kind: Kind, tensors: Weights, facts: Mapping[str, Any], n_tasks: int, names: Collection[str]
+    ) -> Coefficients:
+        """What ``stored`` describes, among other tensors; ``names`` are the tensors that must have a row.
+
+        Raises:
+            ValueError: parameters of other shapes, or tensors without a row, or with two.
+        """
+        groups = {group: tuple(members) for group, members in facts.items()}
+        expected = shapes(kind, len(groups), n_tasks)
+        found = cls(kind, {part: tensors[_KEY + part] for part in expected}, groups)
+        if any(
+            found.parts[part].shape != shape or not found.parts[part].is_floating_point() for part, shape in expected.items()
+        ):
+            raise ValueError(f"coefficients that do not fit {len(groups)} groups and {n_tasks} tasks")
+        if sorted(name for members in groups.values() for name in members) != sorted(names):
+            raise ValueError("the groups of the coefficients are not the tensors that vary")
+        return found

@@ -1,0 +1,114 @@
+"""The K task vectors that a set keeps: whole, or each matrix as the product of two thin ones.
+
+v_k ≈ L_k R_k,   L_k (m, R), R_k (R, n)      its truncated singular value decomposition, √S on either side
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from paretomerge.weights.experts import matrix_shape
+from paretomerge.weights.lazy import TensorInfo, Weights
+
+_WHOLE, _LEFT, _RIGHT = "task_vectors.", "task_vectors_left.", "task_vectors_right."
+_OVERSAMPLING = 8
+_SWEEPS = 4
+"""Of the subspace iteration: the singular values of task vectors fall slowly."""
+
+
+class TaskVectors:
+    """name -> the K task vectors of a tensor: (K, *shape), or (K, m, R) and (K, R, n)."""
+
+    def __init__(self, whole: Weights, left: Weights | None = None, right: Weights | None = None) -> None:
+        """``left`` and ``right`` name the same tensors, none of ``whole``."""
+        self.whole = whole
+        self.left = left or Weights.of({})
+        self.right = right or Weights.of({})
+        self.names = (*whole, *self.left)
+
+    def add_(self, name: str, tensor: Tensor, coefficients: Tensor) -> Tensor:
+        """Add Σ_k c_k v_k to ``tensor`` (a floating-point one, of the shape of v_k), in place; c (K,) in fp64."""
+        if name not in self.left:
+            for v, c in zip(self.whole[name], coefficients.tolist(), strict=True):
+                if c:
+                    tensor.add_(v.to(tensor.device, tensor.dtype), alpha=c)
+            return tensor
+        left, right = self.left[name].to(tensor), self.right[name].to(tensor)  # [c_1 L_1 … c_K L_K] [R_1; …; R_K]
+        wide = (left * coefficients.to(tensor).view(-1, 1, 1)).transpose(0, 1).flatten(1)
+        shape = matrix_shape(tensor.shape)
+        if tensor.is_contiguous():
+            tensor.view(shape).addmm_(wide, right.flatten(0, 1))
+        else:
+            tensor.add_((wide @ right.flatten(0, 1)).view_as(tensor))
+        return tensor
+
+    def with_copies(self, aliases: Mapping[str, str]) -> TaskVectors:
+        """The same, with second copies of tied tensors (copy -> first) that move along."""
+
+        def more(vectors: Weights) -> Weights:
+            infos = {copy: vectors.infos[first] for copy, first in aliases.items() if first in vectors.infos}
+            return vectors.replacing(infos, lambda copy: vectors[aliases[copy]])
+
+        return TaskVectors(more(self.whole), more(self.left), more(self.right))
+
+    def stored(self) -> Weights:
+        """What a front folder keeps."""
+        every = {
+            **{_WHOLE + name: (self.whole, name) for name in self.whole},
+            **{_LEFT + name: (self.left, name) for name in self.left},
+            **{_RIGHT + name: (self.right, name) for name in self.right},
+        }
+        infos = {key: source.infos[name] for key, (source, name) in every.items()}
+        return Weights(infos, lambda key: every[key][0][every[key][1]])
+
+    @classmethod
+    def restored(cls, tensors: Weights, n_tasks: int, infos: Mapping[str, TensorInfo]) -> TaskVectors:
+        """What ``stored`` describes, among other tensors; ``infos`` are the base's.
+
+        Raises:
+            ValueError: task vectors that do not fit this base.
+        """
+
+        def under(prefix: str) -> Weights:
+            named = {key: key.removeprefix(prefix) for key in tensors if key.startswith(prefix)}
+            return tensors.without(set(tensors) - set(named)).renamed(lambda key: named[key])
+
+        whole, left, right = under(_WHOLE), under(_LEFT), under(_RIGHT)
+        if strangers := set(left) ^ set(right) | set(left) & set(whole):
+            raise ValueError(f"{min(strangers)}: half of its task vectors, or two of each")
+        for name in (*whole, *left):
+            if name not in infos or not infos[name].dtype.is_floating_point:
+                raise ValueError(f"{name}: its task vectors do not fit this base")
+            m, n = matrix_shape(infos[name].shape)
+            if name in whole:
+                fits = whole.infos[name].shape == (n_tasks, *infos[name].shape)
+            else:
+                rank = left.infos[name].shape[-1] if left.infos[name].shape else 0
+                fits = left.infos[name].shape == (n_tasks, m, rank) and right.infos[name].shape == (n_tasks, rank, n)
+            if not fits:
+                raise ValueError(f"{name}: its task vectors do not fit this base")
+        return cls(whole, left, right)
+
+
+def truncated_svd(matrices: Tensor, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The best products of rank R for matrices (K, m, n): L (K, m, R) and R (K, R, n), R ≤ m, n; both carry √S.
+
+    Small ones are decomposed exactly; for large ones a randomised range finder with power iterations (Halko et al. 2011)
+    multiplies only, and comes close to the best.
+    """
+    wide = rank + _OVERSAMPLING
+    if 4 * wide >= min(matrices.shape[1:]):
+        u, s, v_t = torch.linalg.svd(matrices, full_matrices=False)
+    else:
+        found = torch.randn(matrices.shape[0], matrices.shape[2], wide, generator=generator).to(matrices)
+        for _ in range(_SWEEPS):
+            q = torch.linalg.qr(matrices @ found)[0]
+            found = torch.linalg.qr(matrices.mT @ q)[0]
+        q = torch.linalg.qr(matrices @ found)[0]
+        u, s, v_t = torch.linalg.svd(q.mT @ matrices, full_matrices=False)
+        u = q @ u
+    root = s[:, :rank].sqrt()
+    return u[..., :rank] * root[:, None], root[..., None] * v_t[:, :rank]
