@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.inputs import TextInputs
+from paretomerge.evaluation.inputs import Inputs, TextInputs
 from paretomerge.evaluation.labels import spoken
 
 TEMPLATES = ("a photo of a {}.",)
@@ -19,7 +19,7 @@ TEMPLATES = ("a photo of a {}.",)
 class Prompts(NamedTuple):
     """A zero-shot head before a model reads it: tokenised prompts, all of the first class first."""
 
-    inputs: TextInputs
+    inputs: Inputs
     n_classes: int
 
     @staticmethod

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, fit_
-from paretomerge.fitting.problem import Problem
+from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.problem import Problem, sources_of
 from paretomerge.fitting.processes import device_of
 from paretomerge.fitting.routed import PAPER as PWE_PAPER
 from paretomerge.fitting.routed import pwe_moe
@@ -64,6 +64,7 @@ def pareto_merging_on_data(
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
     store_task_vectors: Literal["float32", "bfloat16"] = "float32",
+    teacher_top: int | None = 64,
     device: str = "auto",
     folder: Path | None = None,
     resume: bool = False,
@@ -107,6 +108,8 @@ def pareto_merging_on_data(
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
         store_task_vectors: bfloat16 halves the memory of the K task vectors.
+        teacher_top: language models: of each prediction of an expert, so many of the likeliest tokens are kept, and all others
+            as one; null: all, in fp16.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
         folder: of the run: config, metrics, states.
         resume: go on where the run in ``folder`` stopped.
@@ -125,15 +128,19 @@ def pareto_merging_on_data(
     on = device_of(device)
     lam = 1 / len(experts) if scale is None else scale
     low_rank = low_rank_targets(experts, targets, rank, fuse_qkv=fuse_qkv, structure=structure)
+    sources = sources_of(experts.tasks, tasks, objective, held_out=patience > 0)
+    facts = {"tasks": list(experts.tasks), "inputs": [len(fit.inputs) for fit, _ in sources.values()], **options}
+    if resume:
+        check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
-        held_out=patience > 0,
+        held_out=patience > 0, teacher_top=teacher_top,
     )  # fmt: skip
     vectors = problem.task_vectors
     if ties is not None:
         vectors = trimmed_and_elected(experts, vectors, ties)
     stored = torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
-    vectors = {name: v.to(stored) for name, v in vectors.items()}
+    vectors = {name: vectors.pop(name).to(stored) for name in list(vectors)}  # one tensor at a time is there twice
     learned = Learned(problem.base, vectors, low_rank, task_wise=coefficients == "task")
     problem.task_vectors = {}
     learned.view("lambda").fill_(lam)
@@ -148,8 +155,9 @@ def pareto_merging_on_data(
         frozen=("lambda",) if coefficients == "fixed" else (),
         folder=folder,
         resume=resume,
-        facts={"tasks": list(experts.tasks), "inputs": problem.sizes, **options},
+        facts=facts,
         held_out=problem.held_out if patience else None,
+        whole=micro_batch is None or micro_batch >= batch,
         report=problem.watching(report),
     )
     return _as_set(experts, learned, options)
@@ -172,6 +180,7 @@ def adamerging(
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
     store_task_vectors: Literal["float32", "bfloat16"] = "float32",
+    teacher_top: int | None = 64,
     device: str = "auto",
     folder: Path | None = None,
     resume: bool = False,
@@ -196,6 +205,7 @@ def adamerging(
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
         store_task_vectors: bfloat16 halves the memory of the task vectors.
+        teacher_top: as in ``pareto_merging_on_data``.
         device: where to fit.
         folder: of the run.
         resume: go on where the run in ``folder`` stopped.

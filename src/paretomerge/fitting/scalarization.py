@@ -6,6 +6,7 @@ Every function takes (losses (K,), γ (K,), gradients (K, P)) and returns weight
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from paretomerge.errors import UserError
 
 Scalarization = Callable[[Tensor, Tensor, Tensor], Tensor]
+Relative = Callable[[float, float], float]
+"""(S_k, γ_k) -> log a_k, where w_k = a_k / Z with one Z for all tasks."""
 
 
 def linear(losses: Tensor, gamma: Tensor, gradients: Tensor) -> Tensor:
@@ -44,3 +47,22 @@ def scalarization(name: str, mu: float = 0.1) -> Scalarization:
     if name == "smooth-tchebycheff":
         return partial(smooth_tchebycheff, mu=mu)
     raise UserError(f"scalarization {name!r}: choose linear or smooth-tchebycheff")
+
+
+def relative_weight(name: str, mu: float = 0.1, *, whole: bool) -> Relative | None:
+    """log a(S_k, γ_k) of a scalarisation whose weights are a_k / Z; None where they need all K gradients, or S_k too early.
+
+    Args:
+        name: the scalarisation.
+        mu: as there.
+        whole: S_k is known before its backward pass, as it is in one part.
+    """
+    if name == "linear":  # a = γ, Z = 1
+        return lambda loss, share: _log(share)
+    if name == "smooth-tchebycheff" and whole:  # a = γ exp(γ S / μ), Z = Σ exp(γ S / μ)
+        return lambda loss, share: _log(share) + share * loss / mu
+    return None
+
+
+def _log(x: float) -> float:
+    return math.log(x) if x > 0 else -math.inf
