@@ -88,6 +88,8 @@ class FitRun:
     resume: bool = False
     report: Callable[[int, Mapping[str, Any]], None] | None = None
     say: Callable[[str], None] = lambda line: None
+    tensorboard: bool = False
+    """Write events for TensorBoard into the folder, too (extra ``log``)."""
 
 
 def load_tasks(
@@ -143,6 +145,12 @@ def _fit_on_data(
         raise UserError(f"preset {preset}: {method} has no settings of a {preset}: leave the preset out")
     settings = {**presets[method], **options}
     settings = check_options(function, settings, method)
+    if run.tensorboard:
+        from paretomerge.fitting.events import events
+
+        with events(run.folder, experts.tasks, run.report) as report:
+            told = replace(run, tensorboard=False, report=report)
+            return _fit_on_data(experts, method, data, preset, told, hashes, options)
     tasks = load_tasks(experts, data, keep_labels=settings.get("objective") == "cross-entropy", seed=settings.get("seed", 0))
     for task in tasks.values():
         for line in task.said:

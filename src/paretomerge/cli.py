@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -163,6 +164,9 @@ def fit(
     run_folder: Annotated[
         Path | None, typer.Option("--run", help="With --data: the folder of logs and states (default: OUTPUT.run).")
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="With --data: also log for TensorBoard in the run's folder.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="With --data: go on where the run stopped.")] = False,
     output: Output = None,
     dtype: Dtype = None,
@@ -185,8 +189,8 @@ def fit(
         output=output, dtype=dtype, shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
     )  # fmt: skip
     folder = _target(plan, overwrite, "pareto_set.json")
-    if not plan.data and (run_folder or resume):
-        raise UserError("--run and --resume belong to a fit on data: name the inputs with --data")
+    if not plan.data and (run_folder or resume or tensorboard):
+        raise UserError("--run, --resume and --tensorboard belong to a fit on data: name the inputs with --data")
     from paretomerge import api
 
     experts = _loaded(plan, quiet)
@@ -198,7 +202,8 @@ def fit(
 
         states = run_folder or folder.with_name(folder.name + ".run")
         with joined() as first, fitting_bar(experts.tasks, quiet or not first) as report:
-            run = api.FitRun(states, resume, report, lambda line: None if quiet or not first else print(line, file=sys.stderr))
+            say = partial(print, file=sys.stderr) if first and not quiet else lambda line: None
+            run = api.FitRun(states, resume, report, say, tensorboard)
             front = api.fit(experts, data=plan.data, preset=plan.preset, run=run, **arguments)
         if not first:  # of several processes one writes
             return

@@ -77,7 +77,7 @@ def by_small_gradients(
         jacobian[k] = learned.pull_back({name: p.grad for name, p in weights.items()}, gamma)
         _forget(weights)
     jacobian = summed(jacobian, learned.phi.device)
-    values[chosen] = summed(values.nan_to_num(0.0), learned.phi.device)[chosen]
+    values[chosen] = summed(values[chosen], learned.phi.device)
     culprits = (~jacobian.isfinite().all(1)).nonzero().flatten().tolist()
     if culprits:
         return Gradient(values, jacobian[0], watched, culprits)
@@ -114,7 +114,7 @@ def by_one_gradient(
     vector = learned.pull_back({name: p.grad for name, p in weights.items()}, gamma)
     _forget(weights)
     vector = summed(vector, device)
-    values[chosen] = summed(values.nan_to_num(0.0), device)[chosen]
+    values[chosen] = summed(values[chosen], device)
     if not (vector.isfinite().all() and values[chosen].isfinite().all()):
         return Gradient(values, vector, watched, [k for k in chosen if not math.isfinite(values[k])] or list(chosen))
     leader = max(logs, key=lambda k: logs[k])  # w_k e^(scale − log a_k) is the same for all k: e^scale / Z
