@@ -198,6 +198,55 @@ def test_seeds(cli, families):
     assert one["model.safetensors"] != three["model.safetensors"]
 
 
+def test_resume_looks_at_the_settings_first(cli, families, monkeypatch):
+    """What cannot be resumed is refused before a model is built or an expert is asked; predictions are asked for once."""
+    from paretomerge.fitting import on_data
+    from paretomerge.fitting.problem import Problem
+
+    words = ["fit", *families["vit"].flags(), *STEPS, "-o", "front"]
+    assert cli.refuses(*words, "--resume", "-q") == "front.run: no saved state to resume from"
+    assert not (cli.here / "front.run").exists()
+    cli(*words)
+    whole = contents(cli.here / "front")
+    assert sorted(path.suffix for path in (cli.here / "front.run" / "teacher").iterdir()) == [".json", ".json", ".npy", ".npy"]
+    with monkeypatch.context() as nothing:
+        nothing.setattr(on_data, "Problem", None)
+        others = [word.replace("batch=6", "batch=5") for word in words]
+        refused = cli.refuses(*others, "--overwrite", "--resume", "-q")
+        assert refused == "front.run: that run had batch = 6, not 5: resume with the same settings"
+        refused = cli.refuses(*words, "--overwrite", "--resume", "--option", "teacher_top=9", "-q")
+        assert refused == "front.run: that run had teacher_top = 64, not 9: resume with the same settings"
+    monkeypatch.setattr(Problem, "_outputs", None)  # all that is left to do is to read and to write
+    err = cli.errors(*words, "--overwrite", "--resume")
+    assert "a: the expert's predictions on 24 inputs are those in front.run/teacher" in err
+    assert contents(cli.here / "front") == whole
+
+
+def test_tensorboard(cli, families):
+    """The same numbers as metrics.jsonl."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    words = ["fit", *families["vit"].flags(), *STEPS, "--tensorboard", "--quiet"]
+    cli(*words, "-o", "front")
+    read = events.EventAccumulator(str(cli.here / "front.run"))
+    read.Reload()
+    lines = metrics(cli.here / "front.run")
+    expected = {"lr", *(f"{what}/{task}" for what in ("objective", "marginal", "preference") for task in "ab")}
+    assert set(read.Tags()["scalars"]) == expected
+    for k, task in enumerate("ab"):
+        told = {event.step: event.value for event in read.Scalars(f"objective/{task}")}
+        logged = {line["step"]: line["losses"][str(k)] for line in lines if str(k) in line["losses"]}
+        assert told == pytest.approx(logged, rel=1e-6)
+        shares = [event.value for event in read.Scalars(f"preference/{task}")]
+        assert shares == pytest.approx([line["gamma"][k] for line in lines], rel=1e-6)
+
+
+def test_tensorboard_that_is_not_there(cli, families, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    refused = cli.refuses("fit", *families["vit"].flags(), *STEPS, "--tensorboard", "-o", "front", "-q")
+    assert refused.startswith("tensorboard is not installed") and refused.endswith("pip install 'paretomerge[log]'")
+    assert not (cli.here / "front.run").exists()
+
+
 LONG = ("--option", "steps=120", "--option", "rank=3", "--option", "batch=6", "--option", "checkpoint_every=50")
 
 
