@@ -13,7 +13,7 @@ from torch import Tensor
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
-from paretomerge.fitting.problem import Problem, sources_of
+from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.processes import device_of
 from paretomerge.fitting.routed import PAPER as PWE_PAPER
 from paretomerge.fitting.routed import pwe_moe
@@ -128,8 +128,7 @@ def pareto_merging_on_data(
     on = device_of(device)
     lam = 1 / len(experts) if scale is None else scale
     low_rank = low_rank_targets(experts, targets, rank, fuse_qkv=fuse_qkv, structure=structure)
-    sources = sources_of(experts.tasks, tasks, objective, held_out=patience > 0)
-    facts = {"tasks": list(experts.tasks), "inputs": [len(fit.inputs) for fit, _ in sources.values()], **options}
+    facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
     if resume:
         check_resumable(folder, settings, facts)
     problem = Problem(

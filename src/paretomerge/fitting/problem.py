@@ -86,7 +86,7 @@ class Problem:
     def __init__(
         self, experts: Experts, tasks: Mapping[str, Task], objective: str, *, batch: int, micro_batch: int | None,
         precision: str, device: torch.device, folder: Path | None, say: Callable[[str], None], held_out: bool,
-        teacher_top: int | None = None,
+        teacher_top: int | None = 64,
     ) -> None:  # fmt: skip
         if batch < 1 or (micro_batch is not None and micro_batch < 1):
             raise UserError("batch and micro_batch must be at least 1")
@@ -283,6 +283,14 @@ def sources_of(
         UserError: there are none.
     """
     return {name: _sources(name, tasks.get(name), objective, held_out=held_out) for name in names}
+
+
+def facts_of(
+    names: Sequence[str], tasks: Mapping[str, Task], objective: str, options: Mapping[str, Any], *, held_out: bool
+) -> dict[str, Any]:
+    """What determines a run beside its ``Settings``, known before any expert is asked; for ``fit_`` and ``check_resumable``."""
+    sources = sources_of(names, tasks, objective, held_out=held_out)
+    return {"tasks": list(names), "inputs": [len(fit.inputs) for fit, _ in sources.values()], **options}
 
 
 def _sources(name: str, task: Task | None, objective: str, *, held_out: bool) -> tuple[_Source, _Source | None]:

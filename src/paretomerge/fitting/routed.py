@@ -12,8 +12,8 @@ from torch import Tensor
 
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, fit_
-from paretomerge.fitting.problem import Problem
+from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.processes import device_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.steered import at_equal, keep
@@ -105,6 +105,9 @@ def pwe_moe(
     n_tasks = len(experts)
     lam = scale if scale is not None else 0.6 if n_tasks == 2 else 0.3
     chosen = choose_modules(experts.infos, experts.merged, modules)
+    facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
+    if resume:
+        check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
         held_out=patience > 0,
@@ -129,8 +132,9 @@ def pwe_moe(
         settings,
         folder=folder,
         resume=resume,
-        facts={"tasks": list(experts.tasks), "inputs": problem.sizes, **options},
+        facts=facts,
         held_out=problem.held_out if patience else None,
+        whole=micro_batch is None or micro_batch >= batch,
         report=problem.watching(report),
     )
     base = at_equal(experts, learned, {name: tensor.cpu() for name, tensor in rest.items()})

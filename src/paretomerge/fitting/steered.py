@@ -14,8 +14,8 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, fit_
-from paretomerge.fitting.problem import Problem
+from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.processes import device_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
@@ -113,6 +113,9 @@ def steered(
     n_tasks = len(experts)
     lam = 1 / n_tasks if scale is None else scale
     low_rank = low_rank_targets(experts, targets, rank, fuse_qkv=fuse_qkv)
+    facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
+    if resume:
+        check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
         held_out=patience > 0,
@@ -134,8 +137,9 @@ def steered(
         settings,
         folder=folder,
         resume=resume,
-        facts={"tasks": list(experts.tasks), "inputs": problem.sizes, **options},
+        facts=facts,
         held_out=problem.held_out if patience else None,
+        whole=micro_batch is None or micro_batch >= batch,
         report=problem.watching(report),
     )
     base = at_equal(experts, learned)
