@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from paretomerge.errors import UserError
-from paretomerge.export.heads import heads_of
 from paretomerge.fitting import FITS
 from paretomerge.front import Front, front_of
 from paretomerge.merges import MERGES
 from paretomerge.options import check_options, unknown
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
 
 if TYPE_CHECKING:

@@ -123,9 +123,9 @@ def merge(
     )  # fmt: skip
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
-    from paretomerge.export.heads import head_of, heads_of
     from paretomerge.export.huggingface import write_model
     from paretomerge.front import sources_of, versions
+    from paretomerge.weights.heads import head_of, heads_of
 
     experts = _loaded(plan, quiet)
     merged = api.merge(experts, plan.method or "task_arithmetic", **plan.options)

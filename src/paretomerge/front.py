@@ -20,8 +20,7 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import model_card
-from paretomerge.export.heads import Head, head_of, heads_of
-from paretomerge.export.huggingface import build_model, write_companions, write_model
+from paretomerge.export.huggingface import write_companions, write_model
 from paretomerge.export.lora import write_lora
 from paretomerge.options import shown
 from paretomerge.sets import SETS
@@ -31,7 +30,9 @@ from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_json
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.heads import Head, head_of, heads_of
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.live import build_model
 from paretomerge.weights.writing import SHARD_BYTES, Progress, whole_folder, write_json, write_safetensors, write_shards
 
 if TYPE_CHECKING:

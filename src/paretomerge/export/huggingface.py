@@ -1,22 +1,15 @@
-"""Merged weights as an ordinary Hugging Face checkpoint, or as a live model."""
+"""Merged weights as an ordinary Hugging Face checkpoint."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from paretomerge.export.card import model_card
-from paretomerge.weights.architecture import model_class, transformers_config
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights.lazy import Weights, main_dtype
 from paretomerge.weights.writing import Progress, whole_folder, write_json, write_shards
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 PROVENANCE = "paretomerge.json"
 """The file that says how a folder came about, and marks it as ours."""
@@ -65,36 +58,3 @@ def write_companions(folder: Path, config: Mapping[str, Any], companions: Path |
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         name = str(main_dtype(weights)).removeprefix("torch.")
         write_json(folder / "config.json", {**config, key: name})
-
-
-def main_dtype(weights: Weights) -> torch.dtype:
-    """The floating-point dtype that most entries of a model have."""
-    counts: dict[torch.dtype, int] = {}
-    for info in weights.infos.values():
-        if info.dtype.is_floating_point:
-            counts[info.dtype] = counts.get(info.dtype, 0) + info.numel
-    return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32
-
-
-def build_model(weights: Weights, config: Mapping[str, Any]) -> PreTrainedModel:
-    """A live transformers model with these weights, in evaluation mode, in their dtype.
-
-    It owns its parameters: a tensor that is read may be a view of a file's memory map, which whoever moves the model in
-    place would overwrite for all other readers.
-    """
-    from transformers.utils import logging
-
-    state: dict[str, Tensor] = {name: weights[name].clone() for name in weights}
-    level = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model = model_class(config).from_pretrained(
-            None, config=transformers_config(config), state_dict=state, dtype=main_dtype(weights)
-        )
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-    return model.eval()

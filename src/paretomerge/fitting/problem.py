@@ -17,15 +17,15 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.inputs import Inputs
 from paretomerge.evaluation.logits import Prompts, predict
 from paretomerge.evaluation.tasks import Task
-from paretomerge.export.heads import heads_of
 from paretomerge.fitting import teachers
 from paretomerge.fitting.gradients import Part
 from paretomerge.fitting.loop import Report
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions, shannon
 from paretomerge.fitting.processes import world
-from paretomerge.fitting.shared_models import SharedModels, own_tensors
 from paretomerge.fitting.teachers import Kept
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.heads import heads_of
+from paretomerge.weights.shared_models import SharedModels, own_tensors
 
 _HELD_OUT = 256
 """Held-out inputs a task that early stopping looks at."""

@@ -82,3 +82,12 @@ class Weights(Mapping[str, Tensor]):
     def without(self, names: set[str] | frozenset[str]) -> Weights:
         """The same model less some tensors."""
         return Weights({name: info for name, info in self.infos.items() if name not in names}, self._read)
+
+
+def main_dtype(weights: Weights) -> torch.dtype:
+    """The floating-point dtype that most entries of a model have."""
+    counts: dict[torch.dtype, int] = {}
+    for info in weights.infos.values():
+        if info.dtype.is_floating_point:
+            counts[info.dtype] = counts.get(info.dtype, 0) + info.numel
+    return max(counts, key=lambda dtype: counts[dtype]) if counts else torch.float32

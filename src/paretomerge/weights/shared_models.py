@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from paretomerge.errors import UserError
-from paretomerge.export.heads import Head
-from paretomerge.export.huggingface import build_model
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Expert, Experts
+from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.live import build_model
 from paretomerge.weights.naming import from_base
 
 

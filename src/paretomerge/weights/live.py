@@ -1,0 +1,38 @@
+"""Weights as a live transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from paretomerge.weights.architecture import model_class, transformers_config
+from paretomerge.weights.lazy import Weights, main_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def build_model(weights: Weights, config: Mapping[str, Any]) -> PreTrainedModel:
+    """A live transformers model with these weights, in evaluation mode, in their dtype.
+
+    It owns its parameters: a tensor that is read may be a view of a file's memory map, which whoever moves the model in
+    place would overwrite for all other readers.
+    """
+    from transformers.utils import logging
+
+    state: dict[str, Tensor] = {name: weights[name].clone() for name in weights}
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model = model_class(config).from_pretrained(
+            None, config=transformers_config(config), state_dict=state, dtype=main_dtype(weights)
+        )
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+    return model.eval()
