@@ -31,12 +31,6 @@ def shared(experts: Experts) -> SharedModels:
     return SharedModels(experts, heads_of(experts), experts.merged, CPU)
 
 
-@torch.no_grad()
-def write(models: SharedModels, experts: Experts, k: int) -> None:
-    for name, weight in models.weights.items():
-        weight.copy_(experts.base[name] + experts.task_vectors(name)[k])
-
-
 def expert(kind: str, place: Path) -> torch.nn.Module:
     cls = LOADERS.get(kind, tiny.ARCHITECTURES[kind][0])
     return cls.from_pretrained(place).eval()
@@ -48,7 +42,7 @@ def test_writing_an_expert_gives_its_logits(kind, folder):
     models = shared(experts)
     said = {}
     for k, task in enumerate(experts.tasks):
-        write(models, experts, k)
+        models.become_(experts, k)
         model = models.models[task]
         with own_tensors(experts.experts[k], experts, model):
             said[task] = tiny.logits(kind, model)
@@ -122,7 +116,7 @@ def test_tied_tensors_stored_twice_under_an_untied_configuration(tmp_path, folde
     assert experts.aliases
     models = shared(experts)
     for k, task in enumerate("ab"):
-        write(models, experts, k)
+        models.become_(experts, k)
         torch.testing.assert_close(
             tiny.logits("gpt2", models.models[task]), tiny.logits("gpt2", expert("gpt2", place / task)), rtol=1e-4, atol=1e-5
         )
@@ -147,7 +141,7 @@ def test_excluded_tensors_are_the_bases_except_while_an_expert_is_asked(folder):
     experts = fit_data.experts(folder / "vit", exclude=["*layernorm*"])
     models = shared(experts)
     assert len(models.weights) < 38
-    write(models, experts, 0)
+    models.become_(experts, 0)
     theirs = tiny.logits("vit", expert("vit", folder / "vit" / "a"))
     mixed = tiny.logits("vit", models.models["a"])
     with own_tensors(experts.experts[0], experts, models.models["a"]):

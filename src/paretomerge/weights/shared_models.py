@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -57,6 +58,15 @@ class SharedModels:
             self.models[task] = built
             if head is None:
                 shared_body = built
+
+    @torch.no_grad()
+    def become_(self, experts: Experts, k: int) -> None:
+        """Write θ_k into the shared weights, slice by slice; of the experts only the k-th is read."""
+        alone = replace(experts, experts=(experts.experts[k],))
+        for name, weight in self.weights.items():
+            theta = torch.atleast_1d(weight.detach())
+            for rows, base, v in alone.chunks(name):
+                theta[rows] = v[0].add_(base).view_as(theta[rows]).to(theta)
 
 
 @contextmanager
