@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from paretomerge.errors import UserError
 from paretomerge.fitting import FITS
 from paretomerge.front import Front, front_of
-from paretomerge.merges import MERGES
+from paretomerge.merges import MERGES, MERGES_ON_DATA
 from paretomerge.options import check_options, unknown
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
@@ -22,19 +22,37 @@ if TYPE_CHECKING:
     from paretomerge.evaluation.tasks import DataSpec, Task
 
 
-def merge(experts: Experts, method: str = "task_arithmetic", **options: Any) -> Weights:
-    """One merged model, computed tensor by tensor as it is read.
+def merge(
+    experts: Experts,
+    method: str = "task_arithmetic",
+    *,
+    data: Mapping[str, Task | DataSpec | str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> Weights:
+    """One merged model, computed tensor by tensor as it is read (fisher and regmean do their work at once).
 
     Args:
         experts: from ``load_experts``.
-        method: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv or iso_c.
+        method: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv or iso_c; with data fisher or regmean.
+        data: task -> its inputs (a path will do), for the last two.
+        say: is told what was found in the data and done with them, a line at a time.
         **options: of that method; see ``paretomerge.merges``.
 
     Raises:
-        UserError: no such method, or an option that it does not have.
+        UserError: no such method, or an option that it does not have; data that are missing, or not wanted.
     """
-    function = _named(method, MERGES, "merge")
-    return function(experts, **check_options(function, options, method))
+    function = _named(method, {**MERGES, **MERGES_ON_DATA}, "merge")
+    checked = check_options(function, options, method)
+    if method in MERGES:
+        if data:
+            raise UserError(f"data: the merge {method} looks at none; {' and '.join(MERGES_ON_DATA)} do")
+        return function(experts, **checked)
+    if not data:
+        raise UserError(f"{method} looks at inputs of each task, and there are none: name them with --data NAME=PATH")
+    tasks = load_tasks(experts, data, keep_labels=checked.get("predictions") == "labels", seed=checked.get("seed", 0))
+    _tell(tasks, say)
+    return function(experts, tasks, say=say, **checked)
 
 
 def fit(
@@ -152,13 +170,18 @@ def _fit_on_data(
             told = replace(run, tensorboard=False, report=report)
             return _fit_on_data(experts, method, data, preset, told, hashes, options)
     tasks = load_tasks(experts, data, keep_labels=settings.get("objective") == "cross-entropy", seed=settings.get("seed", 0))
-    for task in tasks.values():
-        for line in task.said:
-            run.say(f"{task.name}: {line}")
+    _tell(tasks, run.say)
     pareto_set = function(experts, tasks, folder=run.folder, resume=run.resume, report=run.report, say=run.say, **settings)
     pareto_set.settings |= {"fitted": method, "preset": preset}
     pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     return front_of(pareto_set, experts, hashes=hashes)
+
+
+def _tell(tasks: Mapping[str, Task], say: Callable[[str], None]) -> None:
+    """What was found in the data."""
+    for task in tasks.values():
+        for line in task.said:
+            say(f"{task.name}: {line}")
 
 
 def _described(spec: Task | DataSpec | str, task: Task) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -100,6 +100,7 @@ def merge(
     expert: ExpertPaths = None,
     method: Method = None,
     option: OptionValues = None,
+    data: Data = None,
     output: Output = None,
     head: HeadOf = None,
     dtype: Dtype = None,
@@ -112,14 +113,14 @@ def merge(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Merge to one model: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv or iso_c.
+    """Merge to one model: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv, iso_c; fisher, regmean.
 
-    A mergekit YAML is a recipe, too.
+    The last two look at inputs of each task (--data). A mergekit YAML is a recipe, too.
     """
     started = time.perf_counter()
     plan = _recipe(
-        recipe, base=base, expert=expert, method=method, option=option, output=output, dtype=dtype, shard_size=shard_size,
-        vocab=vocab, missing=missing, exclude=exclude, heads=heads,
+        recipe, base=base, expert=expert, method=method, option=option, data=data, output=output, dtype=dtype,
+        shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
     )  # fmt: skip
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
@@ -128,14 +129,16 @@ def merge(
     from paretomerge.weights.heads import head_of, heads_of
 
     experts = _loaded(plan, quiet)
-    merged = api.merge(experts, plan.method or "task_arithmetic", **plan.options)
+    method = plan.method or "task_arithmetic"
+    with status("asking the experts", quiet or not plan.data):
+        merged = api.merge(experts, method, data=plan.data, say=_said(quiet), **plan.options)
     config = getattr(experts.base, "config", {})
     if head is not None:
         own = head_of(heads_of(experts), head, experts.tasks)
         merged, config = own.on(merged, _dtype(plan.dtype)), own.config
     path = getattr(experts.base, "path", None)
     provenance = {
-        "method": plan.method or "task_arithmetic",
+        "method": method,
         "settings": plan.options,
         "sources": sources_of(experts, hashes=False),
         "versions": versions(),
@@ -202,8 +205,7 @@ def fit(
 
         states = run_folder or folder.with_name(folder.name + ".run")
         with joined() as first, fitting_bar(experts.tasks, quiet or not first) as report:
-            say = partial(print, file=sys.stderr) if first and not quiet else lambda line: None
-            run = api.FitRun(states, resume, report, say, tensorboard)
+            run = api.FitRun(states, resume, report, _said(quiet or not first), tensorboard)
             front = api.fit(experts, data=plan.data, preset=plan.preset, run=run, **arguments)
         if not first:  # of several processes one writes
             return
@@ -355,6 +357,11 @@ def _loaded(plan: Recipe, quiet: bool) -> Experts:
         for line in notices + [f"{finding.level}: {finding}" for finding in experts.findings]:
             print(line, file=sys.stderr)
     return experts.stored_as(_dtype(plan.dtype))
+
+
+def _said(quiet: bool) -> Callable[[str], None]:
+    """Who prints what the user should know, a line at a time."""
+    return lambda line: None if quiet else print(line, file=sys.stderr)
 
 
 def _target(plan: Recipe, overwrite: bool, ours: str) -> Path:

@@ -172,8 +172,6 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
             raise UserError(f"no base: name the model that the experts were fine-tuned from ({_place(file, 'base')})")
         if recipe.on is not None and "on" not in flags:
             raise UserError(f"{_place(file, 'on')}: a merge is not made on another merge; it belongs to a fit")
-        if recipe.data and "data" not in flags:
-            raise UserError(f"{_place(file, 'data')}: a merge takes no data; they belong to a fit")
     return recipe
 
 

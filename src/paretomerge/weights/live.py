@@ -1,12 +1,15 @@
-"""Weights as a live transformers model."""
+"""Weights as a live transformers model, and where it runs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from paretomerge.errors import UserError
 from paretomerge.weights.architecture import model_class, transformers_config
 from paretomerge.weights.lazy import Weights, main_dtype
 
@@ -36,3 +39,18 @@ def build_model(weights: Weights, config: Mapping[str, Any]) -> PreTrainedModel:
         if bars:
             logging.enable_progress_bar()
     return model.eval()
+
+
+def device_named(name: str) -> torch.device:
+    """A device: ``"cpu"``, ``"cuda"``, ``"mps"`` …; ``"auto"``: the best there is, of several each process its own.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        local = os.environ.get("LOCAL_RANK", "0")
+        name = f"cuda:{local}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
+        raise UserError(f"device {name!r}: {str(error).splitlines()[0]}") from error
