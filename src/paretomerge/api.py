@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -51,7 +52,7 @@ def merge(
     if not data:
         raise UserError(f"{method} looks at inputs of each task, and there are none: name them with --data NAME=PATH")
     tasks = load_tasks(experts, data, keep_labels=checked.get("predictions") == "labels", seed=checked.get("seed", 0))
-    _tell(tasks, say)
+    _tell({name: task for name, task in tasks.items() if task is not data[name]}, say)
     return function(experts, tasks, say=say, **checked)
 
 
@@ -62,6 +63,7 @@ def fit(
     on: str | Weights | None = None,
     on_options: Mapping[str, Any] | None = None,
     data: Mapping[str, Task | DataSpec | str] | None = None,
+    closed_form: bool = False,
     preset: Literal["recommended", "paper"] = "recommended",
     run: FitRun | None = None,
     hashes: bool = True,
@@ -73,26 +75,28 @@ def fit(
         experts: from ``load_experts``.
         method: ``"pareto-merging"`` or ``"soup"`` (Rewarded Soups and eq. 3); with ``data`` ``"pareto-merging"``,
             ``"steered"``, ``"pwe-moe"`` or ``"adamerging"``.
-        on: the merge at equal preference: a merge's name or its weights; None: Task Arithmetic with the set's λ.
+        on: the base merge, which stays as it is: a merge's name or its weights; None: Task Arithmetic with the set's λ, or
+            what a fit on data learns for itself.
         on_options: options of that merge.
-        data: task -> its inputs (a path will do); pareto-merging is then fitted on them instead of in closed form.
-        preset: with data: ``"recommended"``, or ``"paper"`` for the settings of the paper's experiments.
+        data: task -> its inputs (a path will do): the set is fitted on them, and a base merge that looks at data gets them.
+        closed_form: the data are for the base merge only.
+        preset: of a fit on data: ``"recommended"``, or ``"paper"`` for the settings of the paper's experiments.
         run: with data: the run's folder, whether to resume, who is told of the progress.
         hashes: record the SHA-256 of every source file.
         **options: of the method; see ``paretomerge.fitting``.
     """
-    if data is not None:
-        if on is not None:
-            raise UserError("on: a fit on data learns its own base merge; use the option ties for AdaMerging++")
-        return _fit_on_data(experts, method, data, preset, run or FitRun(), hashes, options)
-    if preset != "recommended" or run is not None:
+    run = run or FitRun()
+    if data and not closed_form:
+        return _fit_on_data(experts, method, on, on_options, data, preset, run, hashes, options)
+    if preset != "recommended" or (run != FitRun() and not data):
         raise UserError("preset and run belong to a fit on data: name the inputs (data)")
+    if data and not isinstance(on, str):
+        raise UserError(
+            "closed_form: the data are for the base merge, and none is named that looks at them: on fisher or regmean"
+        )
     function = _named(method, FITS, "set")
     options = check_options(function, options, method)
-    base = merge(experts, on, **(on_options or {})) if isinstance(on, str) else on
-    if on_options and not isinstance(on, str):
-        raise UserError("on_options are given, but no merge they belong to (on)")
-    pareto_set = function(experts, on=base, **options)
+    pareto_set = function(experts, on=_base_merge(experts, on, on_options, data, run.say), **options)
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
     return front_of(pareto_set, experts, hashes=hashes)
@@ -149,14 +153,18 @@ def load_tasks(
 def _fit_on_data(
     experts: Experts,
     method: str,
+    on: str | Weights | None,
+    on_options: Mapping[str, Any] | None,
     data: Mapping[str, Task | DataSpec | str],
     preset: str,
     run: FitRun,
     hashes: bool,
     options: Mapping[str, Any],
 ) -> Front:
-    from paretomerge.fitting.on_data import FITS_ON_DATA, PRESETS
+    from paretomerge.fitting.on_data import FITS_ON_DATA, OF_COEFFICIENTS, PRESETS
 
+    if method in FITS and method not in FITS_ON_DATA:
+        raise UserError(f"{method} is made in closed form: if the data are for its base merge (on), say so with closed_form")
     function = _named(method, FITS_ON_DATA, "set fitted on data")
     presets = _named(preset, PRESETS, "preset")
     if method not in presets:
@@ -168,13 +176,38 @@ def _fit_on_data(
 
         with events(run.folder, experts.tasks, run.report) as report:
             told = replace(run, tensorboard=False, report=report)
-            return _fit_on_data(experts, method, data, preset, told, hashes, options)
-    tasks = load_tasks(experts, data, keep_labels=settings.get("objective") == "cross-entropy", seed=settings.get("seed", 0))
+            return _fit_on_data(experts, method, on, on_options, data, preset, told, hashes, options)
+    if on is not None and "on" not in inspect.signature(function).parameters:
+        raise UserError(f"on: {method} learns its own coefficients of the task vectors, and takes no base merge")
+    if on is not None and (wrong := [name for name in OF_COEFFICIENTS if name in options]):
+        raise UserError(f"{wrong[0]}: a base merge (on) has no coefficients to learn: leave out {wrong[0]}, or on")
+    labels = settings.get("objective") == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
+    tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
     _tell(tasks, run.say)
+    base = _base_merge(experts, on, on_options, tasks if on in MERGES_ON_DATA else None, run.say)
+    if base is not None:
+        settings["on"] = base
     pareto_set = function(experts, tasks, folder=run.folder, resume=run.resume, report=run.report, say=run.say, **settings)
     pareto_set.settings |= {"fitted": method, "preset": preset}
+    if isinstance(on, str):
+        pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
     pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     return front_of(pareto_set, experts, hashes=hashes)
+
+
+def _base_merge(
+    experts: Experts,
+    on: str | Weights | None,
+    options: Mapping[str, Any] | None,
+    data: Mapping[str, Task | DataSpec | str] | None,
+    say: Callable[[str], None],
+) -> Weights | None:
+    """The merge that a set is built on."""
+    if isinstance(on, str):
+        return merge(experts, on, data=data, say=say, **(options or {}))
+    if options:
+        raise UserError("on_options are given, but no merge they belong to (on)")
+    return on
 
 
 def _tell(tasks: Mapping[str, Task], say: Callable[[str], None]) -> None:

@@ -161,6 +161,9 @@ def fit(
     on: On = None,
     on_option: OnOptions = None,
     data: Data = None,
+    closed_form: Annotated[
+        bool | None, typer.Option("--closed-form", help="With --data: they are for the base merge only (--on fisher, regmean).")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option("--preset", help="With --data: recommended, or paper for the paper's settings.")
     ] = None,
@@ -188,19 +191,21 @@ def fit(
     """
     started = time.perf_counter()
     plan = _recipe(
-        recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, data=data, preset=preset,
+        recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, data=data,
+        closed_form=closed_form, preset=preset,
         output=output, dtype=dtype, shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
     )  # fmt: skip
     folder = _target(plan, overwrite, "pareto_set.json")
-    if not plan.data and (run_folder or resume or tensorboard):
-        raise UserError("--run, --resume and --tensorboard belong to a fit on data: name the inputs with --data")
+    if (not plan.data or plan.closed_form) and (run_folder or resume or tensorboard):
+        words = "--run, --resume and --tensorboard belong to a fit on data"
+        raise UserError(f"{words}: name the inputs with --data, and leave out --closed-form")
     from paretomerge import api
 
     experts = _loaded(plan, quiet)
     arguments: dict[str, Any] = {"method": plan.method or "pareto-merging", **plan.options}
     if plan.on:
         arguments |= {"on": plan.on.method, "on_options": plan.on.options}
-    if plan.data:
+    if plan.data and not plan.closed_form:
         from paretomerge.fitting.processes import joined
 
         states = run_folder or folder.with_name(folder.name + ".run")
@@ -210,8 +215,9 @@ def fit(
         if not first:  # of several processes one writes
             return
     else:
+        told = api.FitRun(say=_said(quiet)) if plan.data else None
         with status("fitting", quiet):
-            front = api.fit(experts, preset=plan.preset, **arguments)
+            front = api.fit(experts, data=plan.data, closed_form=plan.closed_form, preset=plan.preset, run=told, **arguments)
     tensors, _ = front.pareto_set.stored()
     written = front.pareto_set.base
     with progress("writing", len(written) + len(tensors), written.nbytes + tensors.nbytes, quiet) as tick:

@@ -48,7 +48,7 @@ def parse_size(size: str | int) -> int:
 
 
 class BaseMerge(BaseModel):
-    """The merge at equal preference, on which a set is built."""
+    """The merge on which a set is built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,6 +67,7 @@ class Recipe(BaseModel):
     options: dict[str, Any] = {}
     on: BaseMerge | None = None
     data: dict[str, DataSpec | str] = {}
+    closed_form: bool = False
     preset: Literal["recommended", "paper"] = "recommended"
     output: str | None = None
     dtype: Annotated[

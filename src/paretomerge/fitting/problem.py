@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from paretomerge.fitting.processes import world
 from paretomerge.fitting.teachers import Kept
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
+from paretomerge.weights.lazy import Weights
 from paretomerge.weights.shared_models import SharedModels, own_tensors
 
 _HELD_OUT = 256
@@ -86,7 +87,7 @@ class Problem:
     def __init__(
         self, experts: Experts, tasks: Mapping[str, Task], objective: str, *, batch: int, micro_batch: int | None,
         precision: str, device: torch.device, folder: Path | None, say: Callable[[str], None], held_out: bool,
-        teacher_top: int | None = 64,
+        teacher_top: int | None = 64, task_vectors: bool = True,
     ) -> None:  # fmt: skip
         if batch < 1 or (micro_batch is not None and micro_batch < 1):
             raise UserError("batch and micro_batch must be at least 1")
@@ -101,21 +102,41 @@ class Problem:
         sources = sources_of(experts.tasks, tasks, objective, held_out=held_out)
         self.models = SharedModels(experts, heads_of(experts), experts.merged, device)
         gc.collect()  # reference cycles hold the weights that loading made and sharing replaced: up to K models
-        # read again and not cloned: an fp32 file on a processor stays mapped, and takes no memory of its own
-        self.base = {name: experts.base[name].to(device, torch.float32) for name in self.models.weights}
-        self.task_vectors = {
-            name: experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)
-            for name in experts.merged
-        }
+        self.base: dict[str, Tensor] = {}
+        self.task_vectors: dict[str, Tensor] = {}
+        if task_vectors:
+            # read again and not cloned: an fp32 file on a processor stays mapped, and takes no memory of its own
+            self.base = {name: experts.base[name].to(device, torch.float32) for name in self.models.weights}
+            self.task_vectors = {
+                name: experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)
+                for name in experts.merged
+            }
         self.experts = [_Expert(tasks[name], self.models.models[name], *sources[name]) for name in experts.tasks]
-        self._freeze_text_heads()
+        if task_vectors:
+            self._freeze_text_heads({name for name, v in self.task_vectors.items() if v.any()})
         self._first: dict[int, list[float]] = {}
         self._warned: set[int] = set()
         if objective in ("distill", "features"):
             for k, own in enumerate(experts.experts):
-                self._write_expert(k)
+                self.models.become_(experts, k)
                 with own_tensors(own, experts, self.experts[k].model):
                     self._ask_expert(k, folder)
+
+    @torch.no_grad()
+    def stand_on_(self, weights: Weights, varying: Collection[str]) -> dict[str, nn.Parameter]:
+        """Take ``weights`` for the base: ``self.base`` keeps what varies, the rest is written into the models for good.
+
+        Returns:
+            The live parameters that vary; nothing is asked of the gradients of others.
+        """
+        for name, live in self.models.weights.items():
+            live.copy_(weights[name])
+            if name in varying:
+                self.base[name] = live.detach().clone()
+        self._freeze_text_heads(varying)
+        for name, live in self.models.weights.items():
+            live.requires_grad_(name in varying)
+        return {name: live for name, live in self.models.weights.items() if name in varying}
 
     def losses(self, k: int, seed: int) -> Iterator[Part]:
         """S_k on a batch, this process's share of it, micro-batch by micro-batch."""
@@ -210,15 +231,15 @@ class Problem:
         mask = batch.get("attention_mask", torch.ones(last.shape[:2], device=last.device))[..., None].to(last.dtype)
         return (last * mask).sum(1) / mask.sum(1)
 
-    def _freeze_text_heads(self) -> None:
-        """Zero-shot heads are computed once if no expert has another text tower; if one has, θ(γ)'s is what counts.
+    def _freeze_text_heads(self, varying: Collection[str]) -> None:
+        """Zero-shot heads are computed once if nothing of the text tower varies; if something does, θ(γ)'s is what counts.
 
         So the fit looks at the same head as whoever measures or uses the models.
         """
         for expert in self.experts:
             if (prompts := expert.task.prompts) is None:
                 continue
-            if changed := [name for name in self._read_by_text(expert) if self.task_vectors[name].any()]:
+            if changed := [name for name in self._read_by_text(expert) if name in varying]:
                 self.say(
                     f"{expert.task.name}: the experts differ in the text tower ({changed[0]} and {len(changed) - 1} more): the "
                     f"head of its {len(prompts.inputs)} prompts is computed anew in every step; to keep the base's, --exclude "
@@ -232,17 +253,12 @@ class Problem:
         """Names of the merged tensors that a text feature depends on, found by one prompt's gradient."""
         assert expert.task.prompts is not None
         one = _Spread(expert.task.prompts.inputs, 1)
-        Prompts(one, 1).features(expert.model).sum().backward()
+        with torch.enable_grad():
+            Prompts(one, 1).features(expert.model).sum().backward()
         names = [name for name, weight in self.models.weights.items() if weight.grad is not None]
         for weight in self.models.weights.values():
             weight.grad = None
         return names
-
-    @torch.no_grad()
-    def _write_expert(self, k: int) -> None:
-        """θ_k into the shared weights."""
-        for name, weight in self.models.weights.items():
-            weight.copy_(self.base[name] + self.task_vectors[name][k].view_as(weight))
 
     @torch.no_grad()
     def _ask_expert(self, k: int, folder: Path | None) -> None:

@@ -14,12 +14,12 @@ from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
 from paretomerge.fitting.problem import Problem, facts_of
-from paretomerge.fitting.processes import device_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.steered import at_equal, keep
 from paretomerge.sets.modules import choose_modules
 from paretomerge.sets.routed import Routed
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.live import device_of
 
 PAPER: dict[str, Any] = {
     "modules": "mlp", "objective": "cross-entropy", "batch": 16, "steps": 4000, "lr": 1e-2, "schedule": "cosine", "alpha": 1.0,

@@ -16,13 +16,13 @@ from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
 from paretomerge.fitting.problem import Problem, facts_of
-from paretomerge.fitting.processes import device_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.sets.steered import Steered
 from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
 from paretomerge.weights.experts import Experts, matrix_shape
 from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.live import device_of
 
 
 def steered(

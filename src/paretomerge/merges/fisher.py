@@ -15,7 +15,7 @@ from paretomerge.merges.linear import average
 from paretomerge.merges.streaming import PerTask, per_task
 from paretomerge.weights.experts import Experts, matrix_shape
 from paretomerge.weights.lazy import Weights
-from paretomerge.weights.live import device_named
+from paretomerge.weights.live import device_of
 
 _FEW = 32
 """Up to this many classes the expectation is exact by default."""
@@ -75,7 +75,7 @@ def fisher(
         raise UserError("floor must be positive: where all F are zero there would be no mean")
     room = Room(memory)
     shapes = {name: experts.infos[name].shape for name in experts.merged}
-    where = device_named(device)
+    where = device_of(device)
     importance = {name: room.zeros(s) if where.type == "cpu" else torch.zeros(s, device=where) for name, s in shapes.items()}
     total, delta = ({name: room.zeros(shape) for name, shape in shapes.items()} for _ in range(2))
     for turn in in_turn(experts, tasks, inputs, seed, where):

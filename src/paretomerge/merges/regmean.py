@@ -17,7 +17,7 @@ from paretomerge.merges.linear import average
 from paretomerge.merges.streaming import PerTask, per_task
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
-from paretomerge.weights.live import device_named
+from paretomerge.weights.live import device_of
 
 _WORST = 1e-13
 """Smallest reciprocal condition, as Cholesky's diagonal tells it, that is solved without a ridge."""
@@ -87,7 +87,7 @@ def regmean(
     own: dict[str, Tensor] = {}  # G_k of the expert at hand, by leader
     gram: dict[str, Tensor] = {}  # Σ G'_k, by leader
     right: dict[str, Tensor] = {}  # Σ G'_k V_k, by weight and in its shape
-    where = device_named(device)
+    where = device_of(device)
     for turn in in_turn(experts, tasks, inputs, seed, where):
         linear = _linear(turn)
         _find_shared_inputs(turn, linear, layers)
