@@ -91,9 +91,7 @@ def fit(
     if preset != "recommended" or (run != FitRun() and not data):
         raise UserError("preset and run belong to a fit on data: name the inputs (data)")
     if data and not isinstance(on, str):
-        raise UserError(
-            "closed_form: the data are for the base merge, and none is named that looks at them: on fisher or regmean"
-        )
+        raise UserError("closed_form: the data are for a base merge that looks at them: name it (on: fisher or regmean)")
     function = _named(method, FITS, "set")
     options = check_options(function, options, method)
     pareto_set = function(experts, on=_base_merge(experts, on, on_options, data, run.say), **options)
@@ -180,7 +178,7 @@ def _fit_on_data(
     if on is not None and "on" not in inspect.signature(function).parameters:
         raise UserError(f"on: {method} learns its own coefficients of the task vectors, and takes no base merge")
     if on is not None and (wrong := [name for name in OF_COEFFICIENTS if name in options]):
-        raise UserError(f"{wrong[0]}: a base merge (on) has no coefficients to learn: leave out {wrong[0]}, or on")
+        raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
     labels = settings.get("objective") == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
     tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
     _tell(tasks, run.say)

@@ -135,25 +135,41 @@ def info(
     Console(markup=False, emoji=False, highlight=False).print(table)
 
 
-def methods(as_json: Json = False) -> None:
-    """List the methods with their options: default and meaning."""
-    from paretomerge.options import describe_methods
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None, as_json: Json = False
+) -> None:
+    """List the methods: what each needs and stores, and its paper; or one with its options, their defaults and meanings."""
+    from paretomerge.methods import describe_methods
 
-    rows = describe_methods()
+    rows = describe_methods(name)
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+    if name is None:
+        table = Table("method", "command", "needs, beside the models", "stores", "paper", box=SIMPLE_HEAD, pad_edge=False)
+        for row in rows:
+            table.add_row(*(row[key] for key in ("name", "command", "needs", "stores", "paper")))
+        console.print(table)
+        console.print("Options of one: paretomerge methods NAME")
+        return
     for row in rows:
-        console.print(f"\nparetomerge {row['command']} --method {row['name']}", style="bold")
+        command, with_data, _ = row["command"].partition(" --data")
+        console.print(f"paretomerge {command} --method {row['name']}{with_data and ' --data TASK=PATH …'}", style="bold")
         console.print(row["summary"])
         table = Table.grid(padding=(0, 2))
-        for name, option in row["options"].items():
-            table.add_row(f"  {name}", str(option["default"]), option["meaning"])
+        for key in ("needs", "stores", "paper"):
+            table.add_row(key, row[key])
         console.print(table)
+        table = Table.grid(padding=(0, 2))
+        for option, facts in row["options"].items():
+            table.add_row(f"  {option}", str(facts["default"]), facts["meaning"])
+        console.print(table)
+        console.print()
 
 
 def demo(

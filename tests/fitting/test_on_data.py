@@ -338,9 +338,9 @@ def test_data_that_do_not_fit(folder):
         api.fit(experts, data={"a": given["a"]})
     with pytest.raises(UserError, match=r"unknown task in data 'c'"):
         api.fit(experts, data={**given, "c": given["a"]})
-    with pytest.raises(UserError, match="use the option ties"):
-        api.fit(experts, data=given, on="ties")
-    with pytest.raises(UserError, match="unknown set fitted on data 'soup'"):
+    with pytest.raises(UserError, match="on: adamerging learns its own coefficients"):
+        api.fit(experts, "adamerging", data=given, on="ties")
+    with pytest.raises(UserError, match="soup is made in closed form"):
         api.fit(experts, "soup", data=given)
     for options in ({"preset": "paper"}, {"run": FitRun()}):
         with pytest.raises(UserError, match="belong to a fit on data"):

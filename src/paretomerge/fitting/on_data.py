@@ -127,6 +127,10 @@ def pareto_merging_on_data(
     Raises:
         UserError: a task without inputs, an option that does not fit.
         Stopped: see ``fit_``.
+
+    Needs: inputs (labels for cross-entropy).
+    Stores: one model; A, B and K cores of r × r for each target.
+    Paper: Chen & Kwok 2025, arXiv 2408.12105; distillation is ours.
     """
     given = ("experts", "tasks", "on", "folder", "resume", "report", "say", "device")
     options = {k: v for k, v in locals().items() if k not in given}
@@ -229,6 +233,10 @@ def adamerging(
         resume: go on where the run in ``folder`` stopped.
         report: called after each step.
         say: is told what the user should know.
+
+    Needs: inputs (labels for cross-entropy).
+    Stores: one model.
+    Paper: Yang et al. 2024, arXiv 2310.02575.
     """
     options = {k: v for k, v in locals().items() if k not in ("experts", "tasks")}
     return pareto_merging_on_data(

@@ -95,6 +95,10 @@ def pwe_moe(
     Raises:
         UserError: a task without inputs, an option that does not fit.
         Stopped: see ``fit_``.
+
+    Needs: inputs (labels for cross-entropy).
+    Stores: one model; K task vectors of the upscaled modules; their routers.
+    Paper: Tang et al. 2024, arXiv 2406.09770.
     """
     options = {
         k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")

@@ -101,6 +101,10 @@ def steered(
     Raises:
         UserError: a task without inputs, an option that does not fit.
         Stopped: see ``fit_``.
+
+    Needs: inputs (labels for cross-entropy).
+    Stores: one model; K task vectors, whole or of rank R; M, b for each tensor; A, B and K cores.
+    Paper: none.
     """
     options = {
         k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")

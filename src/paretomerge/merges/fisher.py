@@ -67,6 +67,10 @@ def fisher(
 
     Raises:
         UserError: a task without inputs, labels that are missing, weights that sum to zero.
+
+    Needs: inputs (labels if asked for).
+    Stores: one model.
+    Paper: Matena & Raffel 2022, arXiv 2111.09832.
     """
     w = per_task(weights, experts.tasks, "weights").flatten().tolist()
     if min(w) < 0 or sum(w) == 0:

@@ -75,6 +75,10 @@ def regmean(
 
     Raises:
         UserError: a task without inputs, an option out of its range.
+
+    Needs: inputs.
+    Stores: one model.
+    Paper: Jin et al. 2023, arXiv 2212.09849.
     """
     w = per_task(weights, experts.tasks, "weights").flatten().tolist()
     if min(w) < 0 or sum(w) == 0:
