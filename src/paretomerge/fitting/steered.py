@@ -195,13 +195,13 @@ def keep(
         else:
             kept[name] = v.to(as_stored)
             whole[name] = kept[name].cpu().view(len(v), *infos[name].shape)
-        gap = v - kept[name].to(v)
-        if before := float(v.double().square().sum()):
-            gone = float(gap.double().square().sum())
-            lost, total = lost + gone, total + before
-            worst = max(worst, (name, (gone / before) ** 0.5), key=lambda pair: pair[1])
-            if gone:
-                shifted[name] = base[name] + scale * gap.sum(0).view_as(base[name])
+        before, gone = float(torch.linalg.vector_norm(v)), 0.0
+        if kept[name].dtype != v.dtype or name in left:
+            gap = v - kept[name].to(v)
+            gone = float(torch.linalg.vector_norm(gap))
+            shifted[name] = base[name] + scale * gap.sum(0).view_as(base[name])
+        lost, total = lost + gone**2, total + before**2
+        worst = max(worst, (name, gone / before if before else 0.0), key=lambda pair: pair[1])
         # the loop multiplies in fp32 or bf16, whatever is stored
         kept[name] = kept[name].to(torch.bfloat16 if as_stored.itemsize < 4 else v.dtype)
     stored = TaskVectors(Weights.of(whole), Weights.of(left), Weights.of(right))
