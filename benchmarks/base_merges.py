@@ -42,6 +42,7 @@ def accuracies(front: Front, shipped: Demo, preference: str) -> list[float]:
 def main(output: Path) -> None:
     """Measure and write."""
     shipped, rows = load(), []
+    facts = {"tasks": list(shipped.tasks), "images_a_task": 500, "rank": 16, "targets": "all", "torch": torch.__version__}
     for name, (method, options) in BASES.items():
         on_data = method in ("fisher", "regmean")
         started = time.process_time()
@@ -56,8 +57,7 @@ def main(output: Path) -> None:
         print(
             f"{name:20s} equal {row['equal_mean']:.2f}  priority {row['priority_mean']:.2f}  one-hot {row['one_hot_mean']:.2f}"
         )
-    facts = {"tasks": list(shipped.tasks), "images_a_task": 500, "rank": 16, "targets": "all", "torch": torch.__version__}
-    output.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+        output.write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
