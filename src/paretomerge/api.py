@@ -85,16 +85,16 @@ def fit(
         hashes: record the SHA-256 of every source file.
         **options: of the method; see ``paretomerge.fitting``.
     """
-    run = run or FitRun()
     if data and not closed_form:
-        return _fit_on_data(experts, method, on, on_options, data, preset, run, hashes, options)
-    if preset != "recommended" or (run != FitRun() and not data):
+        return _fit_on_data(experts, method, on, on_options, data, preset, run or FitRun(), hashes, options)
+    if preset != "recommended" or (run is not None and (not data or run.folder or run.resume)):
         raise UserError("preset and run belong to a fit on data: name the inputs (data)")
     if data and not isinstance(on, str):
         raise UserError("closed_form: the data are for a base merge that looks at them: name it (on: fisher or regmean)")
     function = _named(method, FITS, "set")
     options = check_options(function, options, method)
-    pareto_set = function(experts, on=_base_merge(experts, on, on_options, data, run.say), **options)
+    base = _base_merge(experts, on, on_options, data, (run or FitRun()).say)
+    pareto_set = function(experts, on=base, **options)
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
     return front_of(pareto_set, experts, hashes=hashes)
