@@ -34,7 +34,7 @@ from paretomerge.fitting.gradients import Part, by_one_gradient, by_small_gradie
 from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.processes import summed, world
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
-from paretomerge.fitting.scalarization import relative_weight, scalarization
+from paretomerge.fitting.scalarization import SKIPPING, relative_weight, scalarization
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.writing import write_json, write_safetensors
@@ -62,8 +62,13 @@ class Settings:
     scalarization: str = "linear"
     mu: float = 0.1
     beta: float = 0.0
-    skip_below: float = 0.01
-    """Tasks with a smaller γ_k sit a step out with probability 1 − γ_k / skip_below, and count more when they do not."""
+    skip_below: float | None = None
+    """Tasks with a smaller γ_k sit a step out with probability 1 − γ_k / skip_below, and count more when they do not.
+
+    None: 0.01, or 0 for scalarisations whose weights do not vanish with γ_k: they need every task.
+    """
+    preference: tuple[float, ...] | None = None
+    """γ of every step (None: drawn)."""
     clip: float = 0.0
     """Largest norm of a step's gradient (0: not clipped)."""
     seed: int = 0
@@ -72,6 +77,11 @@ class Settings:
     """Stop when the held-out objective has not improved at so many checkpoints, and keep the best (0: never)."""
 
     def __post_init__(self) -> None:
+        scalarization(self.scalarization)
+        if self.skip_below is None:
+            object.__setattr__(self, "skip_below", 0.01 if self.scalarization in SKIPPING else 0.0)
+        elif self.skip_below and self.scalarization not in SKIPPING:
+            raise UserError(f"scalarization {self.scalarization} needs every task at every step: leave skip_below out")
         for name in ("lr", "alpha", "mu", "checkpoint_every"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be positive")
@@ -82,7 +92,6 @@ class Settings:
             raise UserError(f"schedule {self.schedule!r}: choose cosine or constant")
         if self.sampling not in ("dirichlet", "stratified", "corners"):
             raise UserError(f"sampling {self.sampling!r}: choose dirichlet, stratified or corners")
-        scalarization(self.scalarization)
 
 
 def fit_(
@@ -119,7 +128,8 @@ def fit_(
         UserError: nothing to resume, or a run with other settings; an objective that is not finite.
     """
     n_tasks, device = learned.n_tasks, learned.phi.device
-    weigh = scalarization(settings.scalarization, settings.mu)
+    told: dict[str, Any] = {}
+    weigh = scalarization(settings.scalarization, settings.mu, told.__setitem__)
     relative = relative_weight(settings.scalarization, settings.mu, whole=whole and world()[1] == 1)
     phi = nn.Parameter(learned.phi, requires_grad=True)  # the same storage: learned's views follow the optimiser
     optimizer = torch.optim.Adam([phi], lr=settings.lr, betas=(0.9, 0.999))
@@ -166,6 +176,7 @@ def fit_(
                 "losses": {str(k): float(found.values[k]) for k in chosen},
                 "watched": {str(k): dict(each) for k, each in found.watched.items()},
                 "lr": optimizer.param_groups[0]["lr"],
+                **({settings.scalarization: dict(told)} if told else {}),
             }
             if run:
                 run.log(logged)

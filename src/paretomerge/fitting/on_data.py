@@ -19,6 +19,7 @@ from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.routed import PAPER as PWE_PAPER
 from paretomerge.fitting.routed import pwe_moe
 from paretomerge.fitting.sampling import say_coverage
+from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.fitting.steered import steered
 from paretomerge.merges.ties import trimmed_and_elected
@@ -60,10 +61,10 @@ def pareto_merging_on_data(
     alpha: float = 0.3,
     sampling: Literal["dirichlet", "stratified", "corners"] = "dirichlet",
     equal_every: int = 4,
-    scalarization: Literal["linear", "smooth-tchebycheff"] = "linear",
+    scalarization: Scalarization = "linear",
     mu: float = 0.1,
     beta: float = 0.0,
-    skip_below: float = 0.01,
+    skip_below: float | None = None,
     clip: float = 0.0,
     patience: int = 0,
     seed: int = 0,
@@ -106,10 +107,12 @@ def pareto_merging_on_data(
         alpha: of the Dirichlet distribution of γ.
         sampling: ``"stratified"``: tasks take turns at the largest share; ``"corners"``: half of the steps at a corner.
         equal_every: every so many steps γ is equal; 0: never.
-        scalarization: linear or smooth Tchebycheff.
+        scalarization: how a step weighs the tasks: γ itself, smooth Tchebycheff, ``"epo"`` (γ_k S_k all equal), ``"upgrad"`` or
+            ``"aligned-mtl"`` (γ-weighted, conflicts resolved), ``"mgda"`` (no preference: some Pareto-optimal model for all γ).
         mu: μ of smooth Tchebycheff.
         beta: weight of R = Σ ‖A G_γ B‖².
-        skip_below: tasks with a smaller γ_k are mostly left out of a step, without bias; 0: never.
+        skip_below: tasks with a smaller γ_k are mostly left out of a step, without bias; 0: never; None: 0.01 for linear and
+            smooth Tchebycheff, 0 for the others, which weigh all tasks together.
         clip: largest norm of a step's gradient; 0: not clipped.
         patience: stop when so many checkpoints have not improved the held-out objective; 0: never.
         seed: of everything random.

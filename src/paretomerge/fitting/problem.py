@@ -174,7 +174,8 @@ class Problem:
         return total / len(self.experts)
 
     def watching(self, report: Report | None) -> Report:
-        """A report that tells the user when the predictions of a task collapse to few classes."""
+        """A report that tells the user when the predictions of a task collapse to few classes, or epo's program fails."""
+        told: set[str] = set()
 
         def watch(done: int, logged: Mapping[str, Any]) -> None:
             for key, each in logged["watched"].items():
@@ -191,6 +192,10 @@ class Problem:
                         f"warning: step {done}: the predictions of task {task} collapse to few classes (marginal entropy "
                         f"{value:.2f}, at first {float(np.median(first)):.2f}): use objective=distill or infomax"
                     )
+            mode = str(logged.get("epo", {}).get("mode", ""))
+            if mode.startswith("linear") and mode not in told:
+                told.add(mode)
+                self.say(f"warning: step {done}: epo's linear program has no solution ({mode}); the step is linear in γ")
             if report:
                 report(done, logged)
 
