@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from paretomerge.errors import UserError
 from paretomerge.fitting import FITS
-from paretomerge.front import Front, front_of
+from paretomerge.front import Front, front_of, load_front
 from paretomerge.merges import MERGES, MERGES_ON_DATA
 from paretomerge.options import check_options, unknown
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
@@ -60,7 +61,7 @@ def fit(
     experts: Experts,
     method: str = "pareto-merging",
     *,
-    on: str | Weights | None = None,
+    on: str | Weights | ParetoSet | None = None,
     on_options: Mapping[str, Any] | None = None,
     data: Mapping[str, Task | DataSpec | str] | None = None,
     closed_form: bool = False,
@@ -74,10 +75,11 @@ def fit(
     Args:
         experts: from ``load_experts``.
         method: ``"pareto-merging"`` or ``"soup"`` (Rewarded Soups and eq. 3); with ``data`` ``"pareto-merging"``,
-            ``"steered"``, ``"pwe-moe"`` or ``"adamerging"``.
+            ``"steered"``, ``"pwe-moe"``, ``"adamerging"``, ``"react"`` or ``"training"``.
         on: the base merge, which stays as it is: a merge's name or its weights; None: Task Arithmetic with the set's λ, or
-            what a fit on data learns for itself.
-        on_options: options of that merge.
+            what a fit on data learns for itself. For react what is corrected: a merge, a set made without data, or a front's
+            folder.
+        on_options: options of that merge or set.
         data: task -> its inputs (a path will do): the set is fitted on them, and a base merge that looks at data gets them.
         closed_form: the data are for the base merge only.
         preset: of a fit on data: ``"recommended"``, or ``"paper"`` for the settings of the paper's experiments.
@@ -93,6 +95,8 @@ def fit(
         raise UserError("closed_form: the data are for a base merge that looks at them: name it (on: fisher or regmean)")
     function = _named(method, FITS, "set")
     options = check_options(function, options, method)
+    if isinstance(on, ParetoSet):
+        raise UserError("on: a set made without data is built on a merge, not on another set")
     base = _base_merge(experts, on, on_options, data, (run or FitRun()).say)
     pareto_set = function(experts, on=base, **options)
     if isinstance(on, str):
@@ -151,7 +155,7 @@ def load_tasks(
 def _fit_on_data(
     experts: Experts,
     method: str,
-    on: str | Weights | None,
+    on: str | Weights | ParetoSet | None,
     on_options: Mapping[str, Any] | None,
     data: Mapping[str, Task | DataSpec | str],
     preset: str,
@@ -175,17 +179,21 @@ def _fit_on_data(
         with events(run.folder, experts.tasks, run.report) as report:
             told = replace(run, tensorboard=False, report=report)
             return _fit_on_data(experts, method, on, on_options, data, preset, told, hashes, options)
-    if on is not None and "on" not in inspect.signature(function).parameters:
+    known = inspect.signature(function).parameters
+    if run.resume and "resume" not in known:
+        raise UserError(f"{method}: there is nothing to resume: it is one pass over the inputs")
+    if on is not None and "on" not in known:
         raise UserError(f"on: {method} learns its own coefficients of the task vectors, and takes no base merge")
     if on is not None and (wrong := [name for name in OF_COEFFICIENTS if name in options]):
         raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
     labels = settings.get("objective") == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
     tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
     _tell(tasks, run.say)
-    base = _base_merge(experts, on, on_options, tasks if on in MERGES_ON_DATA else None, run.say)
-    if base is not None:
-        settings["on"] = base
-    pareto_set = function(experts, tasks, folder=run.folder, resume=run.resume, report=run.report, say=run.say, **settings)
+    of_run: dict[str, Any] = {"folder": run.folder, "resume": run.resume, "report": run.report, "say": run.say}
+    settings |= {name: value for name, value in of_run.items() if name in known}
+    if on is not None:
+        settings["on"] = _on(experts, on, on_options, tasks, run.say, correcting=method == "react")
+    pareto_set = function(experts, tasks, **settings)
     pareto_set.settings |= {"fitted": method, "preset": preset}
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
@@ -206,6 +214,32 @@ def _base_merge(
     if options:
         raise UserError("on_options are given, but no merge they belong to (on)")
     return on
+
+
+def _on(
+    experts: Experts,
+    on: str | Weights | ParetoSet,
+    options: Mapping[str, Any] | None,
+    tasks: Mapping[str, Task],
+    say: Callable[[str], None],
+    *,
+    correcting: bool,
+) -> Weights | ParetoSet | None:
+    """What a fit on data stands on: a merge; what a correction is made on may also be a set made without data, or a front's."""
+    if isinstance(on, str) and correcting and on not in MERGES and on not in MERGES_ON_DATA:
+        if on in FITS:
+            function: Any = FITS[on]
+            return function(experts, **check_options(function, options or {}, on))
+        if Path(on).is_dir():
+            if options:
+                raise UserError(f"on_options: {on} is a front's folder, and is taken as it is")
+            return load_front(on).pareto_set
+        raise UserError(unknown("merge, set or front's folder in on", on, [*MERGES, *MERGES_ON_DATA, *FITS]))
+    if isinstance(on, ParetoSet):
+        if not correcting:
+            raise UserError("on: a low-rank term is learned on a merge, not on another set")
+        return on
+    return _base_merge(experts, on, options, tasks if on in MERGES_ON_DATA else None, say)
 
 
 def _tell(tasks: Mapping[str, Task], say: Callable[[str], None]) -> None:

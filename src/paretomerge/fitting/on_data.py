@@ -16,6 +16,7 @@ from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
 from paretomerge.fitting.problem import Problem, facts_of
+from paretomerge.fitting.react import react
 from paretomerge.fitting.routed import PAPER as PWE_PAPER
 from paretomerge.fitting.routed import pwe_moe
 from paretomerge.fitting.sampling import say_coverage
@@ -248,7 +249,7 @@ def adamerging(
 
 
 FITS_ON_DATA = {
-    "pareto-merging": pareto_merging_on_data, "adamerging": adamerging, "steered": steered, "pwe-moe": pwe_moe,
+    "pareto-merging": pareto_merging_on_data, "adamerging": adamerging, "steered": steered, "pwe-moe": pwe_moe, "react": react,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {name: {} for name in FITS_ON_DATA},

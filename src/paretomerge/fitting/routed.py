@@ -15,6 +15,7 @@ from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
 from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
+from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.steered import at_equal, keep
 from paretomerge.sets.modules import choose_modules
 from paretomerge.sets.routed import Routed
@@ -44,9 +45,9 @@ def pwe_moe(
     alpha: float = 1.0,
     sampling: Literal["dirichlet", "stratified", "corners"] = "dirichlet",
     equal_every: int = 0,
-    scalarization: Literal["linear", "smooth-tchebycheff"] = "linear",
+    scalarization: Scalarization = "linear",
     mu: float = 0.1,
-    skip_below: float = 0.01,
+    skip_below: float | None = None,
     clip: float = 0.0,
     patience: int = 0,
     seed: int = 0,

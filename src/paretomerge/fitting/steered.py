@@ -17,6 +17,7 @@ from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
 from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
+from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.sets.steered import Steered
 from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
@@ -44,10 +45,10 @@ def steered(
     alpha: float = 0.3,
     sampling: Literal["dirichlet", "stratified", "corners"] = "dirichlet",
     equal_every: int = 4,
-    scalarization: Literal["linear", "smooth-tchebycheff"] = "linear",
+    scalarization: Scalarization = "linear",
     mu: float = 0.1,
     beta: float = 0.0,
-    skip_below: float = 0.01,
+    skip_below: float | None = None,
     clip: float = 0.0,
     patience: int = 0,
     seed: int = 0,
