@@ -18,6 +18,7 @@ from paretomerge.evaluation.queries import knee, record
 from paretomerge.export.card import model_card
 from paretomerge.front import FACTS, TENSORS
 
+METHODS = ("pareto-merging", "soup", "react")
 NUMBERS = (True, -1, 5, 10**30, 0.5, float("nan"), float("inf"))
 TEXTS = ("", "x", "../x", "/etc", "a/b", "\0", "é" * 300)
 OTHERS = (None, [], [[]], ["a", "a"], {}, {"x": {}}, {"a": None}, {"../../x": {"prefix": "", "lacks": []}})
@@ -38,9 +39,10 @@ def fronts(zoo, tmp_path_factory) -> Path:
     experts = load_experts(family / "base", {"a": family / "a", "b": family / "b"})
     fit(experts, rank=2, fuse_qkv=True, on="ties").save(folder / "pareto-merging")
     fit(experts, "soup").save(folder / "soup")
-    tasks = fit_data.tasks("vit")  # the heads of this family have 5 classes each: no labels, so it does not matter
+    tasks = fit_data.tasks("vit", n=20)  # the heads of this family have 5 classes each: no labels, so it does not matter
     for method, options in FITTED.items():
         fit(experts, method, data=tasks, steps=1, batch=2, **options).save(folder / method)
+    fit(experts, "react", data=tasks, on="soup").save(folder / "react")
     for method in METHODS:
         row = {"method": method, "metric": "accuracy", "split": "held-out", "seed": 0}
         rows = [{**row, "preference": p, "task": t, "value": v} for p, t, v in MEASURED]

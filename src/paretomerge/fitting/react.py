@@ -36,7 +36,7 @@ from paretomerge.weights.shared_models import SharedModels, own_tensors
 
 _ROWS = 4096
 """Features are kept until there are so many; then their products are added up."""
-_BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+_BETAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _APART = 5
 """Every so manyth feature vector chooses β among these."""
 
@@ -97,7 +97,7 @@ def react(
         experts: base and experts.
         tasks: task -> its inputs.
         on: what is corrected: a merge, a set made without data, or a front's folder; None: Task Arithmetic.
-        beta: pull towards the rotations, relative to a feature's mean square; None: chosen among 1e-4 … 1 by reconstruction of
+        beta: pull towards the rotations, relative to a feature's mean square; None: chosen among 1e-4 … 10 by reconstruction of
             a fifth of the features at equal preference, from the others.
         statistics: of a set that varies: ``"corners"``: at equal preference and at each one-hot one; ``"equal"``: only there.
         limit: inputs a task; None: all.

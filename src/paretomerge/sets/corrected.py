@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from paretomerge.errors import UserError
 from paretomerge.sets.pareto_set import ParetoSet, Preference
 from paretomerge.weights.lazy import Weights
 
@@ -90,6 +91,10 @@ class Corrected(ParetoSet):
     def on_head(self, task: str, head: Weights, preference: Preference) -> Weights:
         sides = self.heads.get(task, {})
         gamma = self.preference(preference)
+        width = self.statistics.infos["targets"].shape[-1]
+        for name, side in sides.items():
+            if name not in head or not _fits(head.infos[name].shape, width, side):
+                raise UserError(f"the head of task {task}: the correction does not fit {name}: fit the front again")
 
         def read(name: str) -> Tensor:
             tensor = head[name]
@@ -140,8 +145,6 @@ class Corrected(ParetoSet):
         for name, side in shared.items():
             if not _fits(before.infos[name].shape, d, side):
                 raise ValueError(f"{name}: the correction does not fit it")
-        if any(side not in ("input", "output") for names in heads.values() for side in names.values()):
-            raise ValueError("heads: input or output expected")
         statistics = tensors.without(frozenset(tensors) - {"targets", "grams"})
         return cls(tasks, own, statistics, shared, heads, settings, base)
 
@@ -167,4 +170,6 @@ def _beside(tensor: Tensor, correction: Tensor, side: Side) -> Tensor:
 
 
 def _fits(shape: tuple[int, ...], d: int, side: str) -> bool:
-    return shape[-1] == d and len(shape) == 2 if side == "input" else side == "output" and shape[0] == d and len(shape) <= 2
+    if side == "input":
+        return len(shape) == 2 and shape[1] == d
+    return side == "output" and len(shape) in (1, 2) and shape[0] == d
