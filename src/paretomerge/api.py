@@ -186,7 +186,8 @@ def _fit_on_data(
         raise UserError(f"on: {method} learns its own coefficients of the task vectors, and takes no base merge")
     if on is not None and (wrong := [name for name in OF_COEFFICIENTS if name in options]):
         raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
-    labels = settings.get("objective") == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
+    objective = settings.get("objective", known["objective"].default if "objective" in known else None)
+    labels = objective == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
     tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
     _tell(tasks, run.say)
     of_run: dict[str, Any] = {"folder": run.folder, "resume": run.resume, "report": run.report, "say": run.say}

@@ -18,7 +18,6 @@ from paretomerge.evaluation.queries import knee, record
 from paretomerge.export.card import model_card
 from paretomerge.front import FACTS, TENSORS
 
-METHODS = ("pareto-merging", "soup", "react")
 NUMBERS = (True, -1, 5, 10**30, 0.5, float("nan"), float("inf"))
 TEXTS = ("", "x", "../x", "/etc", "a/b", "\0", "é" * 300)
 OTHERS = (None, [], [[]], ["a", "a"], {}, {"x": {}}, {"a": None}, {"../../x": {"prefix": "", "lacks": []}})
@@ -28,7 +27,7 @@ FITTED = {
     "pwe-moe": {"modules": "mlp"},
     "steered": {"rank": 2, "targets": "attention", "task_vector_rank": 2},
 }
-METHODS = ("pareto-merging", "soup", *FITTED)
+METHODS = ("pareto-merging", "soup", *FITTED, "react")
 WRONG = (*NUMBERS, *TEXTS, *OTHERS)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from paretomerge.fitting.learned import Learned
+from paretomerge.fitting.fittable import Fittable
 from paretomerge.fitting.processes import summed
 from paretomerge.fitting.scalarization import Relative, Scalarization
 
@@ -51,7 +51,7 @@ Parts = Callable[[int], Iterable[Part]]
 
 
 def by_small_gradients(
-    learned: Learned, weights: Mapping[str, nn.Parameter], parts: Parts, chosen: Sequence[int], gamma: Tensor, factors: Tensor,
+    learned: Fittable, weights: Mapping[str, nn.Parameter], parts: Parts, chosen: Sequence[int], gamma: Tensor, factors: Tensor,
     weigh: Scalarization,
 ) -> Gradient:  # fmt: skip
     """K small gradients; see above.
@@ -86,7 +86,7 @@ def by_small_gradients(
 
 
 def by_one_gradient(
-    learned: Learned, weights: Mapping[str, nn.Parameter], parts: Parts, chosen: Sequence[int], gamma: Tensor, factors: Tensor,
+    learned: Fittable, weights: Mapping[str, nn.Parameter], parts: Parts, chosen: Sequence[int], gamma: Tensor, factors: Tensor,
     weigh: Scalarization, relative: Relative,
 ) -> Gradient:  # fmt: skip
     """One dense gradient; see above. ``relative`` is log a; the other arguments are those of ``by_small_gradients``.

@@ -30,8 +30,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paretomerge.errors import Stopped, UserError
+from paretomerge.fitting.fittable import Fittable
 from paretomerge.fitting.gradients import Part, by_one_gradient, by_small_gradients
-from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.processes import summed, world
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from paretomerge.fitting.scalarization import SKIPPING, relative_weight, scalarization
@@ -95,7 +95,7 @@ class Settings:
 
 
 def fit_(
-    learned: Learned,
+    learned: Fittable,
     weights: Mapping[str, nn.Parameter],
     losses: Losses,
     settings: Settings,
@@ -227,7 +227,7 @@ class _Run:
             file.write(json.dumps(line) + "\n")
 
     def save(
-        self, done: int, learned: Learned, optimizer: torch.optim.Adam, phi: nn.Parameter, best: float, waited: int,
+        self, done: int, learned: Fittable, optimizer: torch.optim.Adam, phi: nn.Parameter, best: float, waited: int,
         best_phi: Tensor,
     ) -> None:  # fmt: skip
         state = optimizer.state[phi]
@@ -261,7 +261,7 @@ def _resumable(folder: Path | None, config: Mapping[str, Any]) -> Path:
 
 
 def _restore(
-    folder: Path | None, learned: Learned, optimizer: torch.optim.Adam, phi: nn.Parameter, config: Mapping[str, Any]
+    folder: Path | None, learned: Fittable, optimizer: torch.optim.Adam, phi: nn.Parameter, config: Mapping[str, Any]
 ) -> tuple[int, float, int, Tensor]:
     """Put a saved state back; the log loses the lines of steps that are done again."""
     folder = _resumable(folder, config)

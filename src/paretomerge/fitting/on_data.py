@@ -23,6 +23,7 @@ from paretomerge.fitting.sampling import say_coverage
 from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.fitting.steered import steered
+from paretomerge.fitting.training import training
 from paretomerge.merges.ties import trimmed_and_elected
 from paretomerge.sets.low_rank import LowRank, folded
 from paretomerge.weights.experts import Experts
@@ -250,6 +251,7 @@ def adamerging(
 
 FITS_ON_DATA = {
     "pareto-merging": pareto_merging_on_data, "adamerging": adamerging, "steered": steered, "pwe-moe": pwe_moe, "react": react,
+    "training": training,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "recommended": {name: {} for name in FITS_ON_DATA},
