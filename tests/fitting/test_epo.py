@@ -1,7 +1,9 @@
 """Exact Pareto optimal search: its linear programs beside brute force over their vertices, and where it ends."""
 
+import importlib.util
 import math
 from itertools import combinations
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -185,6 +187,31 @@ def test_in_the_loop(tmp_path):
     assert float(losses.sqrt().sum()) == pytest.approx(float(apart), rel=1e-3)  # between the two
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == 250 and all('"mode": "' in line and '"non_uniformity": ' in line for line in lines)
+
+
+@pytest.mark.parametrize("share", [pytest.param(0.2, marks=pytest.mark.slow), 0.7])
+def test_toy_problem(share):
+    """Pareto Merging's toy problem, less the two minima: θ = X itself, Adam."""
+    place = Path(__file__).parents[2] / "examples" / "toy_front.py"
+    spec = importlib.util.spec_from_file_location("toy_front", place)
+    toy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(toy)
+    experts = [toy.minimum(k, torch.zeros(2, 2)) for k in (0, 1)]
+    ideal = torch.stack([toy.losses(X)[k] for k, X in enumerate(experts)])
+    X = torch.nn.Parameter((experts[0] + experts[1]) / 2)
+    gamma = torch.tensor([share, 1 - share]).double()
+    optimizer, weigh, steps = torch.optim.Adam([X]), scalarization("epo"), 200
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.06 * (1.01 - step / steps)
+        values = toy.losses(X) - ideal
+        J = torch.stack([torch.autograd.grad(value, X, retain_graph=True)[0].flatten() for value in values])
+        X.grad = (weigh(values.detach(), gamma, J).to(J) @ J).view_as(X)
+        optimizer.step()
+    found = (toy.losses(X) - ideal).detach()
+    assert non_uniformity(found, gamma) < 1e-3
+    exact = toy.exact_front(601) - ideal
+    size = float(exact.max())
+    assert float((exact - found).norm(dim=1).min()) < 0.02 * size
 
 
 def test_tasks_are_not_left_out_of_some_steps():

@@ -107,6 +107,8 @@ def test_fitting_brings_the_models_nearer_to_their_experts(folder):
         ("vit", {"coefficients": "task", "start": "kaiming", "beta": 0.1}),
         ("vit", {"coefficients": "fixed", "start": "orthonormal", "scale": 0.3}),
         ("vit", {"ties": 0.3, "rank": 0}),
+        ("vit", {"scalarization": "epo"}),
+        ("bert", {"scalarization": "upgrad"}),
         ("vit", {"targets": ["*intermediate*", "*query*"]}),
         ("bert", {"scalarization": "smooth-tchebycheff"}),
         ("gpt2", {}),
