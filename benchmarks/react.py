@@ -1,10 +1,12 @@
 """ReACT: what its closed form costs beside the forward passes, and what it does for the demo's tasks, held out.
 
     python benchmarks/react.py cost --out benchmarks/results/react_cost.json
+    python benchmarks/react.py closed-form --out benchmarks/results/react_closed_form.json
     python benchmarks/react.py demo --out benchmarks/results/react_demo.json
 
 cost: 8 experts of ViT-B/32's shapes (random weights, bf16 files in a temporary folder), 2 000 inputs each; features of the
-right shapes come from a random number generator instead of forward passes, all else is the real fit.
+right shapes come from a random number generator instead of forward passes, all else is the real fit: most of it is reading the
+experts and building their models. closed-form: what is left when they are there (widths of CLIP's and of ViT's features).
 """
 
 import argparse
@@ -70,6 +72,26 @@ def cost(on: str) -> dict[str, Any]:
         }  # fmt: skip
 
 
+def closed_form(d: int) -> dict[str, Any]:
+    """Processor seconds of the closed form alone: Gram matrices, rotations, choice of β and statistics, on one base."""
+    torch.manual_seed(0)
+    drawn = [torch.randn(N_INPUTS, d) * torch.logspace(0, -2, d) for _ in range(N_TASKS)]
+    apart = torch.arange(N_INPUTS) % 5 == 0
+    started, grams = time.process_time(), []
+    for z in drawn:
+        y = z + 0.1 * torch.randn_like(z)
+        most, few = (react._Grams.empty(d, torch.device("cpu")) for _ in range(2))
+        most.add(z[~apart], y[~apart])
+        few.add(z[apart], y[apart])
+        grams.append([(most, few)])
+    means = [[(most + few).means() for most, few in found] for found in grams]
+    turns = [[react.rotation(most.means()[1]) for most, _ in found] for found in grams]
+    for beta in react._BETAS:
+        react._missed(grams, turns, beta)
+    react._statistics(means, turns, 1e-3)
+    return {"width": d, "threads": torch.get_num_threads(), "processor_seconds": round(time.process_time() - started, 2)}
+
+
 def demo() -> list[dict[str, Any]]:
     """Mean held-out accuracy of the four tasks at equal, priority and one-hot preference."""
     from paretomerge.demo.run import load
@@ -105,10 +127,15 @@ def demo() -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["cost", "demo"])
+    parser.add_argument("what", choices=["cost", "closed-form", "demo"])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found: Any = [cost("task_arithmetic"), cost("soup")] if options.what == "cost" else demo()
+    jobs = {
+        "cost": lambda: [cost("task_arithmetic"), cost("soup")],
+        "closed-form": lambda: [closed_form(512), closed_form(768)],
+        "demo": demo,
+    }
+    found: Any = jobs[options.what]()
     result = {"torch": torch.__version__, "machine": platform.machine(), "results": found}
     print(json.dumps(result, indent=1))
     if options.out:
