@@ -187,7 +187,7 @@ def fit(
 ) -> None:
     """Make a front, a model for every preference: pareto-merging (in closed form, or on --data) or soup.
 
-    With --data also steered, pwe-moe, adamerging, react (corrects the features of what --on names) and training (all parameters).
+    With --data also steered, pwe-moe, adamerging, react (corrects the features of what --on names), training (all parameters).
 
     The front's folder is itself the model at equal preference; paretomerge pick writes the others.
     """

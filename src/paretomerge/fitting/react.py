@@ -109,6 +109,10 @@ def react(
 
     Raises:
         UserError: a task without inputs, a model without a linear map to fold the correction into.
+
+    Needs: inputs.
+    Stores: what it corrects, and 2 K Gram matrices of its last features (twice, where it varies).
+    Paper: ReACT, features corrected in closed form.
     """
     if beta is not None and beta < 0:
         raise UserError("beta must not be negative")

@@ -124,6 +124,10 @@ def training(
     Raises:
         UserError: a preference for mgda; a task without inputs or labels.
         Stopped: see ``fit_``.
+
+    Needs: inputs with labels.
+    Stores: one model.
+    Paper: multi-task training, Mahapatra & Rajan 2020 (EPO), Désidéri 2012 (MGDA).
     """
     options = {
         k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")
