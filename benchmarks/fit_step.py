@@ -9,16 +9,18 @@ Models of the shapes of ViT-B/32 and GPT-2 and K random experts, made once and k
 PARETOMERGE_CACHE names another folder); K = 2 with 32 inputs a task and K = 8 with 8 (GPT-2: of 64 tokens each).
 
     floor        a plain loop over the K tasks on the leaf weights of the same live model: forward, loss, backward; nothing else
-    every task   steps of the real loop (`fit_`): θ(γ) built, K losses, each pulled back to φ (λ, A, G and B of every matrix,
-                 rank 16) at once, Adam on φ
-    skipping     the same under γ ~ Dir(0.1), where a task with γ_k < 0.01 mostly sits a step out: the mean over --steps steps
+    every task   steps of the real loop (`fit_`): θ(γ) built, K losses, gradients pulled back to φ (λ, A, G and B of every
+                 matrix, rank 16), Adam on φ; linear scalarisation
+    K gradients  the same with each task's gradient pulled back by itself, as scalarisations that look at gradients want it
+    skipping     every task's step under γ ~ Dir(0.1), where a task with γ_k < 0.01 mostly sits out: the mean over --steps steps
     FusionBench  its layer-wise AdaMerging: its merged model and its loss, in the peers' environment, beside a floor there
 
 A floor is timed after every step, in the same process, so that the two meet the same load. Times are medians (skipping: means);
 "× floor" is the median of step / the mean of the floors before and after it (skipping: mean / median of floors). CPU is user +
 system seconds of all threads. Memory is the peak of anonymous pages (RssAnon) during two steps, in a process of its own that
-times nothing, less what the interpreter, the libraries and the inputs took before; its limit is the weights × (K + 3), in fp32,
-and the activations of one task (what a floor of one task takes beyond weights and gradients). Linux only.
+times nothing, less what the interpreter, the libraries and the inputs took before. From it the activations of one task are
+taken (measured: what a forward and backward takes beyond weights and gradients); what is left may be the weights × (K + 3), in
+fp32. Linux only.
 """
 
 import argparse
@@ -43,7 +45,7 @@ from merge_speed import CACHE, HERE, MIB, WAIT_POLICY, anonymous, build, one_of,
 PEERS = Path(os.environ.get("PEERS_VENV") or HERE.parent / ".venv-peers") / "bin" / "python"
 MODELS = ("vit-b-32", "gpt2")
 BATCH = {2: 32, 8: 8}
-CLASSES, TOKENS, RANK = 10, 64, 16
+CLASSES, TOKENS, RANK, TOP = 10, 64, 16, 64
 TARGETS = {"every task": 1.05, "skipping": 0.5}
 
 
@@ -163,11 +165,23 @@ def plain_loss(name: str, objective: str, model: Any, batch: dict[str, Any], tea
     """What the floor runs forward and backward."""
     from paretomerge.fitting.objectives import OBJECTIVES, Predictions
 
-    logits = model(**batch).logits
+    if name == "gpt2":  # as the fit does: nothing is asked of the last token
+        batch = {key: x[:, :-1] for key, x in batch.items()}
+    logits = model(**batch).logits.flatten(0, -2)
+    if teacher is None:
+        return OBJECTIVES[objective](Predictions(logits))
+    places = None if teacher.places is None else teacher.places.flatten(0, -2)
+    return OBJECTIVES[objective](Predictions(logits, teacher.values.flatten(0, -2).float(), places=places))
+
+
+def teacher(name: str, model: Any, batch: dict[str, Any]) -> Any:
+    """What a fit keeps of an expert."""
+    from paretomerge.fitting.teachers import Kept
+    from paretomerge.fitting.top_k import largest
+
     if name == "gpt2":
-        logits = logits[:, :-1].flatten(0, 1)
-        teacher = None if teacher is None else teacher[:, :-1].flatten(0, 1).float()
-    return OBJECTIVES[objective](Predictions(logits, teacher))
+        return Kept(*largest(model(**{key: x[:, :-1] for key, x in batch.items()}).logits, TOP))
+    return Kept(model(**batch).logits, None)
 
 
 def activations(case: dict[str, Any]) -> dict[str, Any]:
@@ -183,14 +197,14 @@ def activations(case: dict[str, Any]) -> dict[str, Any]:
     teachers: list[Any] = [None, None]
     if case["objective"] == "distill":
         with torch.no_grad():
-            teachers = [model(**batch).logits for batch in inputs]
+            teachers = [teacher(name, model, batch) for batch in inputs]
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     memory = {"before": anonymous(os.getpid()) / MIB}
     with peak_memory(memory, "peak"):
         for _ in range(2):
-            for batch, teacher in zip(inputs, teachers, strict=True):
-                plain_loss(name, case["objective"], model, batch, teacher).backward()
+            for batch, kept in zip(inputs, teachers, strict=True):
+                plain_loss(name, case["objective"], model, batch, kept).backward()
             model.zero_grad()
     gradients = sum(p.nbytes for p in model.parameters()) / MIB
     return {"memory": memory | {"activations": memory["peak"] - memory["before"] - gradients}}
@@ -202,8 +216,9 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
 
     from paretomerge.evaluation.inputs import TensorInputs
     from paretomerge.evaluation.tasks import Task
+    from paretomerge.fitting import loop
     from paretomerge.fitting.learned import Learned, Target
-    from paretomerge.fitting.loop import Settings, fit_
+    from paretomerge.fitting.loop import Settings
     from paretomerge.fitting.problem import Problem
     from paretomerge.sets.targets import choose_targets
     from paretomerge.weights.experts import load_experts
@@ -218,7 +233,7 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
     with peak_memory(memory, "preparing"):
         problem = Problem(
             experts, tasks, objective, batch=BATCH.get(k, 8), micro_batch=None, precision="float32",
-            device=torch.device("cpu"), folder=None, say=print, held_out=False,
+            device=torch.device("cpu"), folder=None, say=print, held_out=False, teacher_top=TOP,
         )  # fmt: skip
     shapes = {target: experts.infos[target].shape for target in choose_targets(experts.infos, experts.merged, "all")}
     targets = [Target(t, ((t, s[0]),), (s[0], s[1]), min(RANK, *s)) for t, s in shapes.items()]
@@ -274,7 +289,9 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
         floor()
         floors.append(clock.read())
     with peak_memory(memory, "peak") if case["what"] == "memory" else threading.Lock():
-        fit_(learned, weights, problem.losses, settings, report=report)
+        if "K gradients" in (case["what"], case.get("of")):
+            loop.relative_weight = lambda *_, **__: None
+        loop.fit_(learned, weights, problem.losses, settings, report=report)
     per_step = {part: [seconds / len(steps) for seconds in pair] for part, pair in spent.items()}
     return facts | {"memory": memory, "steps": steps, "floors": floors, "tasks": count, "parts": per_step}
 
@@ -395,8 +412,8 @@ def rows_of(name: str, k: int, arguments: argparse.Namespace) -> Iterator[dict[s
         changed = {**case, "tool": tool, "what": what, **changes}
         try:
             row = compared(row, child(python, changed))
-            if what != "skipping":
-                memory = child(python, {**changed, "what": "memory", "steps": 2})["memory"]
+            if what in ("every task", "K gradients"):
+                memory = child(python, {**changed, "what": "memory", "of": what, "steps": 2})["memory"]
                 highest = max(memory["peak"], memory.get("preparing", 0.0))
                 row |= {"memory_mib": highest - memory["before"], "memory": memory}
         except RuntimeError as failure:
@@ -405,12 +422,14 @@ def rows_of(name: str, k: int, arguments: argparse.Namespace) -> Iterator[dict[s
         return row
 
     if "ours" in arguments.only:
-        row = one("ours", "every task", sys.executable)
-        if "error" not in row:
-            row["activations_mib"] = child(sys.executable, {**case, "what": "activations"})["memory"]["activations"]
-            row["memory_limit_mib"] = row["weights_mib"] * (k + 3) + row["activations_mib"]
-        yield row
-        if k > 2:
+        taken = child(sys.executable, {**case, "what": "activations"})["memory"]["activations"]
+        for what in (each for each in ("every task", "K gradients") if each in arguments.what):
+            row = one("ours", what, sys.executable)
+            if "error" not in row:
+                row["activations_mib"] = taken
+                row["memory_limit_mib"] = row["weights_mib"] * (k + 3)
+            yield row
+        if k > 2 and "skipping" in arguments.what:
             yield one("ours", "skipping", sys.executable, steps=arguments.steps + 1)
     if "fusionbench" in arguments.only:
         yield one("FusionBench", "every task", PEERS)
@@ -424,7 +443,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE)
     for heading in ("model", "K × batch", "step"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("floor CPU s", "CPU s", "× floor", "wall ×", "target", "build", "pull back", "MiB", "limit"):
+    headings = ("floor CPU s", "CPU s", "× floor", "wall ×", "target", "build", "pull back", "MiB", "− act.", "=", "limit")
+    for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right")
     for row in rows:
         what = row["what"] if row["tool"] == "ours" else row["tool"]
@@ -440,10 +460,12 @@ def show(rows: list[dict[str, Any]]) -> None:
             *(f"{row[key]:.3f}" for key in ("times_cpu_s", "times_wall_s")),
             f"≤ {row['target']:g}" if row["target"] and row["tool"] == "ours" else "",
             *(f"{row['parts'][part][0]:.2f}" if "parts" in row else "" for part in ("build", "pull back")),
-            *(f"{row[key]:.0f}" if key in row else "" for key in ("memory_mib", "memory_limit_mib")),
+            *(f"{row[key]:.0f}" if key in row else "" for key in ("memory_mib", "activations_mib")),
+            f"{row['memory_mib'] - row['activations_mib']:.0f}" if "activations_mib" in row else "",
+            f"≤ {row['memory_limit_mib']:.0f}" if "memory_limit_mib" in row else "",
         )
     console = Console()
-    console.width = max(console.width, 130)
+    console.width = max(console.width, 150)
     console.print(table)
     loads = [load for row in rows for load in row.get("load", [])]
     if loads:
@@ -452,10 +474,11 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tools = ["ours", "fusionbench"]
+    tools, steps = ["ours", "fusionbench"], ["every task", "K gradients", "skipping"]
     parser.add_argument("--model", type=one_of(list(MODELS)), default=list(MODELS), metavar="A,B", help=", ".join(MODELS))
     parser.add_argument("--k", type=one_of(["2", "8"]), default=["2", "8"], metavar="2,8", help="numbers of tasks")
     parser.add_argument("--only", type=one_of(tools), default=tools, metavar="A,B", help=", ".join(tools))
+    parser.add_argument("--what", type=one_of(steps), default=steps, metavar="A,B", help=f"of ours: {', '.join(steps)}")
     parser.add_argument("--objective", choices=("entropy", "distill"), default="entropy", help="of ours and its floor")
     parser.add_argument("--repeat", type=int, default=5, metavar="N", help="steps with every task that are timed")
     parser.add_argument("--steps", type=int, default=24, metavar="N", help="steps with skipping that are timed")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.errors import UserError
-from paretomerge.options import check_options, describe_methods, unknown
+from paretomerge.options import check_options, unknown
 from paretomerge.recipe import BaseMerge, Recipe, combined, parse_size, read_recipe
 
 
@@ -306,30 +306,6 @@ def test_options_come_back_checked():
 )
 def test_options_that_are_refused(options, message):
     assert refusal(check_options, method, options, "method") == f"method: {message}"
-
-
-def test_every_method_describes_its_options():
-    rows = describe_methods()
-    assert {row["command"] for row in rows} == {"merge", "fit", "fit --data", "evaluate"}
-    for row in rows:
-        assert row["summary"], row["name"]
-        for name, option in row["options"].items():
-            assert option["meaning"], f"{row['name']}: {name} is not in the docstring"
-            assert "typing" not in option["kind"] and "<" not in option["kind"], f"{row['name']}: {name}"
-
-
-def test_defaults_of_every_method_pass_its_own_check():
-    from paretomerge.fitting import FITS
-    from paretomerge.fitting.on_data import FITS_ON_DATA
-    from paretomerge.fitting.searches import SEARCHES
-    from paretomerge.merges import MERGES
-    from paretomerge.search.judges import JUDGES
-
-    commands = {"merge": MERGES, "fit": {**FITS, **SEARCHES}, "fit --data": FITS_ON_DATA, "evaluate": JUDGES}
-
-    for row in describe_methods():
-        defaults = {name: option["default"] for name, option in row["options"].items()}
-        assert check_options(commands[row["command"]][row["name"]], defaults, row["name"]) == defaults
 
 
 # -- the rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ from pydantic import BaseModel
 from paretomerge.errors import UserError
 from paretomerge.fitting import FITS
 from paretomerge.fitting.searches import SEARCHES
-from paretomerge.front import Front, front_of
-from paretomerge.merges import MERGES
+from paretomerge.front import Front, front_of, load_front
+from paretomerge.merges import MERGES, MERGES_ON_DATA
 from paretomerge.options import check_options, unknown
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
@@ -25,28 +27,47 @@ if TYPE_CHECKING:
     from paretomerge.sets.searched import Searched
 
 
-def merge(experts: Experts, method: str = "task_arithmetic", **options: Any) -> Weights:
-    """One merged model, computed tensor by tensor as it is read.
+def merge(
+    experts: Experts,
+    method: str = "task_arithmetic",
+    *,
+    data: Mapping[str, Task | DataSpec | str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    **options: Any,
+) -> Weights:
+    """One merged model, computed tensor by tensor as it is read (fisher and regmean do their work at once).
 
     Args:
         experts: from ``load_experts``.
-        method: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv or iso_c.
+        method: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv or iso_c; with data fisher or regmean.
+        data: task -> its inputs (a path will do), for the last two.
+        say: is told what was found in the data and done with them, a line at a time.
         **options: of that method; see ``paretomerge.merges``.
 
     Raises:
-        UserError: no such method, or an option that it does not have.
+        UserError: no such method, or an option that it does not have; data that are missing, or not wanted.
     """
-    function = _named(method, MERGES, "merge")
-    return function(experts, **check_options(function, options, method))
+    function = _named(method, {**MERGES, **MERGES_ON_DATA}, "merge")
+    checked = check_options(function, options, method)
+    if method in MERGES:
+        if data:
+            raise UserError(f"data: the merge {method} looks at none; {' and '.join(MERGES_ON_DATA)} do")
+        return function(experts, **checked)
+    if not data:
+        raise UserError(f"{method} looks at inputs of each task, and there are none: name them with --data NAME=PATH")
+    tasks = load_tasks(experts, data, keep_labels=checked.get("predictions") == "labels", seed=checked.get("seed", 0))
+    _tell({name: task for name, task in tasks.items() if task is not data[name]}, say)
+    return function(experts, tasks, say=say, **checked)
 
 
 def fit(
     experts: Experts,
     method: str = "pareto-merging",
     *,
-    on: str | Weights | None = None,
+    on: str | Weights | ParetoSet | None = None,
     on_options: Mapping[str, Any] | None = None,
     data: Mapping[str, Task | DataSpec | str] | None = None,
+    closed_form: bool = False,
     evaluator: Callable[..., Mapping[str, Any]] | str | None = None,
     metrics: Mapping[str, Objective | str] | None = None,
     preset: Literal["recommended", "paper"] = "recommended",
@@ -59,37 +80,40 @@ def fit(
     Args:
         experts: from ``load_experts``.
         method: ``"pareto-merging"`` or ``"soup"`` (Rewarded Soups and eq. 3); with ``data`` ``"pareto-merging"``,
-            ``"steered"``, ``"pwe-moe"`` or ``"adamerging"``; with labelled ``data`` or an ``evaluator`` a search: ``"map"``,
-            ``"map-nested"``, ``"map-bayesian"``, ``"direct-search"`` or ``"moead"``.
-        on: the merge at equal preference: a merge's name or its weights; None: Task Arithmetic with the set's λ.
-        on_options: options of that merge.
-        data: task -> its inputs (a path will do); pareto-merging is then fitted on them instead of in closed form.
+            ``"steered"``, ``"pwe-moe"``, ``"adamerging"``, ``"react"`` or ``"training"``; with labelled ``data`` or an
+            ``evaluator`` a search: ``"map"``, ``"map-nested"``, ``"map-bayesian"``, ``"direct-search"`` or ``"moead"``.
+        on: the base merge, which stays as it is: a merge's name or its weights; None: Task Arithmetic with the set's λ, or
+            what a fit on data learns for itself. For react what is corrected: a merge, a set made without data, or a front's
+            folder.
+        on_options: options of that merge or set.
+        data: task -> its inputs (a path will do): the set is fitted on them, and a base merge that looks at data gets them.
+        closed_form: the data are for the base merge only.
         evaluator: of a search: a function from a merged model to task -> metric (a live model; with ``gets="models"`` a map
             from task to model, with ``gets="weights"`` one from name to tensor), a shell command with ``{model}`` in it that
             prints such a map as JSON, or ``"lm-eval …"``.
         metrics: with an evaluator: task -> its metric, ``"accuracy"`` or ``"score:max:0:100"`` (see ``directions.objective``).
-        preset: with data: ``"recommended"``, or ``"paper"`` for the settings of the paper's experiments.
+        preset: of a fit on data: ``"recommended"``, or ``"paper"`` for the settings of the paper's experiments.
         run: with data or an evaluator: the run's folder, whether to resume, who is told of the progress, the workers.
         hashes: record the SHA-256 of every source file.
         **options: of the method; see ``paretomerge.fitting``.
     """
     if method in SEARCHES:
-        if on is not None or preset != "recommended":
+        if on is not None or preset != "recommended" or closed_form:
             raise UserError(f"{method}: on and preset belong to other methods; the merge inside a search is its option inside")
         return _search(experts, method, data, evaluator, metrics, run or FitRun(), hashes, options)
     if evaluator is not None or metrics:
         raise UserError(f"evaluator and metrics belong to a search: choose one of the methods {', '.join(SEARCHES)}")
-    if data is not None:
-        if on is not None:
-            raise UserError("on: a fit on data learns its own base merge; use the option ties for AdaMerging++")
-        return _fit_on_data(experts, method, data, preset, run or FitRun(), hashes, options)
-    if preset != "recommended" or run is not None:
+    if data and not closed_form:
+        return _fit_on_data(experts, method, on, on_options, data, preset, run or FitRun(), hashes, options)
+    if preset != "recommended" or (run is not None and (not data or run.folder or run.resume)):
         raise UserError("preset and run belong to a fit on data: name the inputs (data)")
+    if data and not isinstance(on, str):
+        raise UserError("closed_form: the data are for a base merge that looks at them: name it (on: fisher or regmean)")
     function = _named(method, FITS, "set")
     options = check_options(function, options, method)
-    base = merge(experts, on, **(on_options or {})) if isinstance(on, str) else on
-    if on_options and not isinstance(on, str):
-        raise UserError("on_options are given, but no merge they belong to (on)")
+    if isinstance(on, ParetoSet):
+        raise UserError("on: a set made without data is built on a merge, not on another set")
+    base = _base_merge(experts, on, on_options, data, (run or FitRun()).say)
     pareto_set = function(experts, on=base, **options)
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
@@ -104,6 +128,8 @@ class FitRun:
     resume: bool = False
     report: Callable[[int, Mapping[str, Any]], None] | None = None
     say: Callable[[str], None] = lambda line: None
+    tensorboard: bool = False
+    """Write events for TensorBoard into the folder, too (extra ``log``)."""
     workers: int = 1
     """Of a search: how many evaluate at a time, on Ray if there are several."""
     ray: str | None = None
@@ -151,26 +177,49 @@ def load_tasks(
 def _fit_on_data(
     experts: Experts,
     method: str,
+    on: str | Weights | ParetoSet | None,
+    on_options: Mapping[str, Any] | None,
     data: Mapping[str, Task | DataSpec | str],
     preset: str,
     run: FitRun,
     hashes: bool,
     options: Mapping[str, Any],
 ) -> Front:
-    from paretomerge.fitting.on_data import FITS_ON_DATA, PRESETS
+    from paretomerge.fitting.on_data import FITS_ON_DATA, OF_COEFFICIENTS, PRESETS
 
+    if method in FITS and method not in FITS_ON_DATA:
+        raise UserError(f"{method} is made in closed form: if the data are for its base merge (on), say so with closed_form")
     function = _named(method, FITS_ON_DATA, "set fitted on data")
     presets = _named(preset, PRESETS, "preset")
     if method not in presets:
         raise UserError(f"preset {preset}: {method} has no settings of a {preset}: leave the preset out")
     settings = {**presets[method], **options}
     settings = check_options(function, settings, method)
-    tasks = load_tasks(experts, data, keep_labels=settings.get("objective") == "cross-entropy", seed=settings.get("seed", 0))
-    for task in tasks.values():
-        for line in task.said:
-            run.say(f"{task.name}: {line}")
-    pareto_set = function(experts, tasks, folder=run.folder, resume=run.resume, report=run.report, say=run.say, **settings)
+    if run.tensorboard:
+        from paretomerge.fitting.events import events
+
+        with events(run.folder, experts.tasks, run.report) as report:
+            told = replace(run, tensorboard=False, report=report)
+            return _fit_on_data(experts, method, on, on_options, data, preset, told, hashes, options)
+    known = inspect.signature(function).parameters
+    if run.resume and "resume" not in known:
+        raise UserError(f"{method}: there is nothing to resume: it is one pass over the inputs")
+    if on is not None and "on" not in known:
+        raise UserError(f"on: {method} learns its own coefficients of the task vectors, and takes no base merge")
+    if on is not None and (wrong := [name for name in OF_COEFFICIENTS if name in options]):
+        raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
+    objective = settings.get("objective", known["objective"].default if "objective" in known else None)
+    labels = objective == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
+    tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
+    _tell(tasks, run.say)
+    of_run: dict[str, Any] = {"folder": run.folder, "resume": run.resume, "report": run.report, "say": run.say}
+    settings |= {name: value for name, value in of_run.items() if name in known}
+    if on is not None:
+        settings["on"] = _on(experts, on, on_options, tasks, run.say, correcting=method == "react")
+    pareto_set = function(experts, tasks, **settings)
     pareto_set.settings |= {"fitted": method, "preset": preset}
+    if isinstance(on, str):
+        pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
     pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     return front_of(pareto_set, experts, hashes=hashes)
 
@@ -196,9 +245,7 @@ def _search(
     tasks: dict[str, Task] = {}
     if data is not None:
         tasks = load_tasks(experts, data, keep_labels=True, seed=own.get("seed", 0))
-        for task in tasks.values():
-            for line in task.said:
-                run.say(f"{task.name}: {line}")
+        _tell(tasks, run.say)
         tasks = for_search(tasks, experts.tasks, run.say)
     judge = judge_of(
         evaluator, tasks=tasks, metrics=metrics or {}, names=experts.tasks, scratch=run.folder, options=theirs
@@ -213,6 +260,54 @@ def _search(
         pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     rows = measured_rows(pareto_set, judge.objectives, own.get("seed", 0))
     return replace(front_of(pareto_set, experts, hashes=hashes), measured=tuple(rows))
+
+
+def _base_merge(
+    experts: Experts,
+    on: str | Weights | None,
+    options: Mapping[str, Any] | None,
+    data: Mapping[str, Task | DataSpec | str] | None,
+    say: Callable[[str], None],
+) -> Weights | None:
+    """The merge that a set is built on."""
+    if isinstance(on, str):
+        return merge(experts, on, data=data, say=say, **(options or {}))
+    if options:
+        raise UserError("on_options are given, but no merge they belong to (on)")
+    return on
+
+
+def _on(
+    experts: Experts,
+    on: str | Weights | ParetoSet,
+    options: Mapping[str, Any] | None,
+    tasks: Mapping[str, Task],
+    say: Callable[[str], None],
+    *,
+    correcting: bool,
+) -> Weights | ParetoSet | None:
+    """What a fit on data stands on: a merge; what a correction is made on may also be a set made without data, or a front's."""
+    if isinstance(on, str) and correcting and on not in MERGES and on not in MERGES_ON_DATA:
+        if on in FITS:
+            function: Any = FITS[on]
+            return function(experts, **check_options(function, options or {}, on))
+        if Path(on).is_dir():
+            if options:
+                raise UserError(f"on_options: {on} is a front's folder, and is taken as it is")
+            return load_front(on).pareto_set
+        raise UserError(unknown("merge, set or front's folder in on", on, [*MERGES, *MERGES_ON_DATA, *FITS]))
+    if isinstance(on, ParetoSet):
+        if not correcting:
+            raise UserError("on: a low-rank term is learned on a merge, not on another set")
+        return on
+    return _base_merge(experts, on, options, tasks if on in MERGES_ON_DATA else None, say)
+
+
+def _tell(tasks: Mapping[str, Task], say: Callable[[str], None]) -> None:
+    """What was found in the data."""
+    for task in tasks.values():
+        for line in task.said:
+            say(f"{task.name}: {line}")
 
 
 def _described(spec: Task | DataSpec | str, task: Task) -> dict[str, Any]:

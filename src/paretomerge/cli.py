@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -42,7 +43,7 @@ from paretomerge.flags import (
     Vocab,
     Workers,
 )  # fmt: skip
-from paretomerge.terminal import done, fitting_bar, progress, say, searching_bar, status
+from paretomerge.terminal import done, fitting_bar, progress, searching_bar, status
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +108,7 @@ def merge(
     expert: ExpertPaths = None,
     method: Method = None,
     option: OptionValues = None,
+    data: Data = None,
     output: Output = None,
     head: HeadOf = None,
     dtype: Dtype = None,
@@ -119,14 +121,14 @@ def merge(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Merge to one model: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv or iso_c.
+    """Merge to one model: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv, iso_c; fisher, regmean.
 
-    A mergekit YAML is a recipe, too.
+    The last two look at inputs of each task (--data). A mergekit YAML is a recipe, too.
     """
     started = time.perf_counter()
     plan = _recipe(
-        recipe, base=base, expert=expert, method=method, option=option, output=output, dtype=dtype, shard_size=shard_size,
-        vocab=vocab, missing=missing, exclude=exclude, heads=heads,
+        recipe, base=base, expert=expert, method=method, option=option, data=data, output=output, dtype=dtype,
+        shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
     )  # fmt: skip
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
@@ -135,14 +137,16 @@ def merge(
     from paretomerge.weights.heads import head_of, heads_of
 
     experts = _loaded(plan, quiet)
-    merged = api.merge(experts, plan.method or "task_arithmetic", **plan.options)
+    method = plan.method or "task_arithmetic"
+    with status("asking the experts", quiet or not plan.data):
+        merged = api.merge(experts, method, data=plan.data, say=_said(quiet), **plan.options)
     config = getattr(experts.base, "config", {})
     if head is not None:
         own = head_of(heads_of(experts), head, experts.tasks)
         merged, config = own.on(merged, _dtype(plan.dtype)), own.config
     path = getattr(experts.base, "path", None)
     provenance = {
-        "method": plan.method or "task_arithmetic",
+        "method": method,
         "settings": plan.options,
         "sources": sources_of(experts, hashes=False),
         "versions": versions(),
@@ -165,10 +169,16 @@ def fit(
     on: On = None,
     on_option: OnOptions = None,
     data: Data = None,
+    closed_form: Annotated[
+        bool | None, typer.Option("--closed-form", help="With --data: they are for the base merge only (--on fisher, regmean).")
+    ] = None,
     evaluator: EvaluatorOf = None,
     metric: Metrics = None,
     preset: Preset = None,
     run_folder: RunFolder = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="With --data: also log for TensorBoard in the run's folder.")
+    ] = False,
     resume: Resume = False,
     workers: Workers = 1,
     ray: Ray = None,
@@ -184,7 +194,9 @@ def fit(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Make a front, a model for every preference: pareto-merging (in closed form, or on --data), soup; steered, pwe-moe.
+    """Make a front, a model for every preference: pareto-merging (in closed form, or on --data) or soup.
+
+    With --data also steered, pwe-moe, adamerging, react (corrects the features of what --on names), training (all parameters).
 
     map, map-nested, map-bayesian, direct-search and moead search by evaluations alone, of labelled --data or an --evaluator.
 
@@ -193,16 +205,18 @@ def fit(
     started = time.perf_counter()
     plan = _recipe(
         recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, data=data,
-        evaluator=evaluator, metric=metric, preset=preset, output=output, dtype=dtype, shard_size=shard_size, vocab=vocab,
-        missing=missing, exclude=exclude, heads=heads,
+        closed_form=closed_form, evaluator=evaluator, metric=metric, preset=preset, output=output, dtype=dtype,
+        shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
     )  # fmt: skip
     folder = _target(plan, overwrite, "pareto_set.json")
     from paretomerge import api
     from paretomerge.fitting.searches import SEARCHES
 
     searched = plan.method in SEARCHES
-    if not (plan.data or searched) and (run_folder or resume):
-        raise UserError("--run and --resume belong to a fit on data: name the inputs with --data")
+    on_data = bool(plan.data) and not plan.closed_form and not searched
+    if (not (on_data or searched) and (run_folder or resume)) or (not on_data and tensorboard):
+        words = "--run, --resume and --tensorboard belong to a fit on data"
+        raise UserError(f"{words}: name the inputs with --data, and leave out --closed-form")
     if not searched and (workers > 1 or ray or gpus):
         raise UserError(f"--workers, --ray and --gpus belong to a search: {', '.join(SEARCHES)}")
     states = run_folder or folder.with_name(folder.name + ".run")
@@ -213,19 +227,20 @@ def fit(
     if searched or plan.evaluator or plan.metrics:
         arguments |= {"data": plan.data or None, "evaluator": plan.evaluator, "metrics": plan.metrics}
         with searching_bar(quiet) as report:
-            run = api.FitRun(states, resume, report, lambda line: say(line, quiet), workers, ray, gpus)
+            run = api.FitRun(states, resume, report, _said(quiet), workers=workers, ray=ray, gpus=gpus)
             front = api.fit(experts, run=run if searched else None, **arguments)
-    elif plan.data:
+    elif on_data:
         from paretomerge.fitting.processes import joined
 
         with joined() as first, fitting_bar(experts.tasks, quiet or not first) as report:
-            run = api.FitRun(states, resume, report, lambda line: say(line, quiet or not first))
+            run = api.FitRun(states, resume, report, _said(quiet or not first), tensorboard)
             front = api.fit(experts, data=plan.data, run=run, **arguments)
         if not first:  # of several processes one writes
             return
     else:
+        told = api.FitRun(say=_said(quiet)) if plan.data else None
         with status("fitting", quiet):
-            front = api.fit(experts, **arguments)
+            front = api.fit(experts, data=plan.data, closed_form=plan.closed_form, run=told, **arguments)
     tensors, _ = front.pareto_set.stored()
     written = front.pareto_set.base
     with progress("writing", len(written) + len(tensors), written.nbytes + tensors.nbytes, quiet) as tick:
@@ -371,6 +386,11 @@ def _loaded(plan: Recipe, quiet: bool) -> Experts:
         for line in notices + [f"{finding.level}: {finding}" for finding in experts.findings]:
             print(line, file=sys.stderr)
     return experts.stored_as(_dtype(plan.dtype))
+
+
+def _said(quiet: bool) -> Callable[[str], None]:
+    """Who prints what the user should know, a line at a time."""
+    return lambda line: None if quiet else print(line, file=sys.stderr)
 
 
 def _target(plan: Recipe, overwrite: bool, ours: str) -> Path:

@@ -18,7 +18,7 @@ Method = Annotated[str | None, typer.Option("--method", "-m", help="The method; 
 OptionValues = Annotated[
     list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the method, e.g. density=0.2.")
 ]
-On = Annotated[str | None, typer.Option("--on", help="The merge at equal preference (default: task_arithmetic).")]
+On = Annotated[str | None, typer.Option("--on", help="The base merge (default: task_arithmetic; with --data: learned).")]
 OnOptions = Annotated[list[str] | None, typer.Option("--on-option", metavar="NAME=VALUE", help="An option of that merge.")]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="The folder to write.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="Store as float32, bfloat16, float16 … (default: as the base).")]

@@ -6,7 +6,7 @@ import hashlib
 import platform
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -105,6 +105,7 @@ class Front:
     measured: tuple[Row, ...] = ()
     """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
     _applied: WeakKeyDictionary[nn.Module, Tensor] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
+    _head_of: WeakKeyDictionary[nn.Module, str | None] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -113,7 +114,10 @@ class Front:
     def at(self, preference: Preference, dtype: torch.dtype | None = None, head: str | None = None) -> Weights:
         """θ(γ), lazily; with ``head`` the whole model of that task, in its own naming (see ``ParetoSet.at``)."""
         weights = self.pareto_set.at(preference, dtype)
-        return weights if head is None else self.head(head).on(weights, dtype)
+        if head is None:
+            return weights
+        own = self.head(head)
+        return replace(own, tensors=self.pareto_set.on_head(head, own.tensors, preference)).on(weights, dtype)
 
     def model(self, preference: Preference, *, head: str | None = None, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """A live transformers model at this preference, in evaluation mode (``apply_`` moves it to another).
@@ -125,6 +129,7 @@ class Front:
         """
         model = build_model(self.at(preference, dtype, head), self._config(head))
         self._applied[model] = self.pareto_set.preference(preference)
+        self._head_of[model] = head
         return model
 
     @torch.no_grad()
@@ -142,9 +147,14 @@ class Front:
         gamma = self.pareto_set.preference(preference)
         since = self._applied.get(model)
         parameters = dict(model.named_parameters())
+        self._apply_to_head_(model, parameters, preference)
         names = live_names(self.pareto_set.varying, model)
         weights = {dtype: self.pareto_set.at(preference, dtype) for dtype in {p.dtype for p in parameters.values()}}
+        task = self._head_of.get(model)
+        lacks = () if task is None else self.head(task).lacks
         for name in self.pareto_set.varying:
+            if name in lacks:
+                continue
             parameter = parameters.get(names.get(name, ""))
             if parameter is None:
                 raise UserError(f"the model has no parameter {name} of that shape: build it with front.model")
@@ -154,6 +164,20 @@ class Front:
                 self.pareto_set.shift_(name, parameter, gamma, since)
         self._applied[model] = gamma
         return model
+
+    def _apply_to_head_(self, model: nn.Module, parameters: Mapping[str, Tensor], preference: Preference) -> None:
+        """Where the set moves the tensors of heads, too: those of the model's head, set anew."""
+        if not any(self.pareto_set.varying_of_head(task) for task in self.heads):
+            return
+        if model not in self._head_of:
+            raise UserError("this set moves the heads, too: build the model with front.model, which knows its head")
+        task = self._head_of[model]
+        if task is None:
+            return
+        tensors = self.pareto_set.on_head(task, self.head(task).tensors, preference)
+        names = live_names(tensors.infos, model)
+        for name in self.pareto_set.varying_of_head(task):
+            parameters[names[name]].copy_(tensors[name])
 
     def save(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -153,26 +154,42 @@ def info(
     Console(markup=False, emoji=False, highlight=False).print(table)
 
 
-def methods(as_json: Json = False) -> None:
-    """List the methods with their options: default and meaning."""
-    from paretomerge.options import describe_methods
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None, as_json: Json = False
+) -> None:
+    """List the methods: what each needs and stores, and its paper; or one with its options, their defaults and meanings."""
+    from paretomerge.methods import describe_methods
 
-    rows = describe_methods()
+    rows = describe_methods(name)
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+    if name is None:
+        table = Table("method", "command", "needs, beside the models", "stores", "paper", box=SIMPLE_HEAD, pad_edge=False)
+        for row in rows:
+            table.add_row(*(row[key] for key in ("name", "command", "needs", "stores", "paper")))
+        console.print(table)
+        console.print("Options of one: paretomerge methods NAME")
+        return
     for row in rows:
-        named = "a search, evaluate: by" if row["command"] == "evaluate" else f"{row['command']} --method"
-        console.print(f"\nparetomerge {named} {row['name']}", style="bold")
+        command, *rest = row["command"].split(" ", 1)
+        with_data = {"--data": " --data TASK=PATH …", "by evaluations": " (--data TASK=PATH … | --evaluator COMMAND)"}
+        console.print(f"paretomerge {command} --method {row['name']}{with_data[rest[0]] if rest else ''}", style="bold")
         console.print(row["summary"])
         table = Table.grid(padding=(0, 2))
-        for name, option in row["options"].items():
-            table.add_row(f"  {name}", str(option["default"]), option["meaning"])
+        for key in ("needs", "stores", "paper"):
+            table.add_row(key, row[key])
         console.print(table)
+        table = Table.grid(padding=(0, 2))
+        for option, facts in row["options"].items():
+            table.add_row(f"  {option}", str(facts["default"]), facts["meaning"])
+        console.print(table)
+        console.print()
 
 
 def demo(

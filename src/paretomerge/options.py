@@ -1,10 +1,9 @@
-"""The options of methods: a function's keyword-only parameters, checked by their annotations and described by its docstring."""
+"""The options of methods: a function's keyword-only parameters, checked by their annotations."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -29,7 +28,7 @@ def check_options(function: Callable[..., object], options: Mapping[str, Any], w
         UserError: an unknown option, or a value of the wrong kind, NaN and infinity included.
     """
     hints = get_type_hints(function)
-    known = [name for name, _ in _parameters(function)]
+    known = [name for name, _ in parameters_of(function)]
     checked = {}
     for name, value in options.items():
         if name not in known:
@@ -38,42 +37,13 @@ def check_options(function: Callable[..., object], options: Mapping[str, Any], w
             adapter: TypeAdapter[Any] = TypeAdapter(hints[name], config=ConfigDict(strict=True, allow_inf_nan=False))
             checked[name] = adapter.validate_python(value)
         except ValidationError:
-            raise UserError(f"{what}: {name} must be {_kind(hints[name])}, not {shown(value)}") from None
+            raise UserError(f"{what}: {name} must be {kind_of(hints[name])}, not {shown(value)}") from None
     return checked
 
 
 def option_names(function: Callable[..., object]) -> list[str]:
     """The options that ``check_options`` knows of a function."""
-    return [name for name, _ in _parameters(function)]
-
-
-def describe_methods() -> list[dict[str, Any]]:
-    """Name, command, summary and options (default, kind, meaning) of every method, from signatures and docstrings."""
-    from paretomerge.fitting import FITS
-    from paretomerge.fitting.on_data import FITS_ON_DATA
-    from paretomerge.fitting.searches import SEARCHES
-    from paretomerge.merges import MERGES
-    from paretomerge.search.judges import JUDGES
-
-    rows = []
-    commands: list[tuple[str, Mapping[str, Any]]] = [
-        ("merge", MERGES), ("fit", FITS), ("fit --data", FITS_ON_DATA), ("fit", SEARCHES), ("evaluate", JUDGES),
-    ]  # fmt: skip
-    for command, methods in commands:
-        for name, function in methods.items():
-            hints = get_type_hints(function)
-            doc = inspect.getdoc(function) or ""
-            meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", doc, re.MULTILINE))
-            options = {
-                option: {
-                    "default": parameter.default,
-                    "kind": _kind(hints[option]),
-                    "meaning": " ".join(meanings.get(option, "").split()),
-                }
-                for option, parameter in _parameters(function)
-            }
-            rows.append({"name": name, "command": command, "summary": doc.split("\n")[0], "options": options})
-    return rows
+    return [name for name, _ in parameters_of(function)]
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
@@ -88,20 +58,21 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {what} {shown(name)}{hint} (known: {', '.join(known) or 'none'})"
 
 
-def _parameters(function: Callable[..., object]) -> list[tuple[str, inspect.Parameter]]:
+def parameters_of(function: Callable[..., object]) -> list[tuple[str, inspect.Parameter]]:
+    """A method's options, by name."""
     parameters = inspect.signature(function).parameters.items()
     return [(name, p) for name, p in parameters if p.kind is p.KEYWORD_ONLY and name not in _INTERNAL]
 
 
-def _kind(annotation: Any) -> str:
+def kind_of(annotation: Any) -> str:
     """A type in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
-        return " or ".join(_kind(argument) for argument in arguments if argument is not NoneType)
+        return " or ".join(kind_of(argument) for argument in arguments if argument is not NoneType)
     if origin is Literal:
         return " or ".join(str(argument) for argument in arguments)
     if inspect.isclass(origin) and issubclass(origin, Mapping):
-        return f"a map from task to {_kind(arguments[1]).removeprefix('a ')}"
+        return f"a map from task to {kind_of(arguments[1]).removeprefix('a ')}"
     if inspect.isclass(origin) and issubclass(origin, Sequence):
         return "a list"
     words = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}

@@ -48,7 +48,7 @@ def parse_size(size: str | int) -> int:
 
 
 class BaseMerge(BaseModel):
-    """The merge at equal preference, on which a set is built."""
+    """The merge on which a set is built."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -67,6 +67,7 @@ class Recipe(BaseModel):
     options: dict[str, Any] = {}
     on: BaseMerge | None = None
     data: dict[str, DataSpec | str] = {}
+    closed_form: bool = False
     evaluator: str | None = None
     metrics: dict[str, str] = {}
     preset: Literal["recommended", "paper"] = "recommended"
@@ -176,8 +177,6 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
             raise UserError(f"no base: name the model that the experts were fine-tuned from ({_place(file, 'base')})")
         if recipe.on is not None and "on" not in flags:
             raise UserError(f"{_place(file, 'on')}: a merge is not made on another merge; it belongs to a fit")
-        if recipe.data and "data" not in flags:
-            raise UserError(f"{_place(file, 'data')}: a merge takes no data; they belong to a fit")
         if recipe.evaluator is not None and "evaluator" not in flags:
             raise UserError(f"{_place(file, 'evaluator')}: a merge is not evaluated; an evaluator belongs to a fit")
     return recipe

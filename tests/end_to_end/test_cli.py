@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 import tiny
 from commands import HEADS, apart, contents, program
 from paretomerge import fit, load_experts, load_front, merge
-from paretomerge.fitting import FITS
 from paretomerge.merges import MERGES
 from paretomerge.recipe import combined
 from paretomerge.weights.checkpoint import INDEX, open_checkpoint
@@ -83,17 +82,6 @@ def test_help(cli):
         assert f"paretomerge {command}" in cli(command, "--help") or command in cli(command, "--help")
     code, out, err = cli.call([])
     assert (code, err) == (2, "") and "Usage" in out
-
-
-def test_methods_lists_every_option(cli):
-    out = cli("methods")
-    for name in MERGES:
-        assert f"paretomerge merge --method {name}\n" in out
-    assert "paretomerge fit --method pareto-merging\n" in out and "of entries of each v_k that are kept" in " ".join(
-        out.split()
-    )
-    rows = json.loads(cli("methods", "--json"))
-    assert {row["name"] for row in rows} >= {*MERGES, *FITS}
 
 
 # -- check

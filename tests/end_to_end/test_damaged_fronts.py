@@ -29,7 +29,7 @@ FITTED = {
     "pwe-moe": {"modules": "mlp"},
     "steered": {"rank": 2, "targets": "attention", "task_vector_rank": 2},
 }
-METHODS = ("pareto-merging", "soup", "searched", *FITTED)
+METHODS = ("pareto-merging", "soup", "searched", *FITTED, "react")
 WRONG = (*NUMBERS, *TEXTS, *OTHERS)
 
 
@@ -42,9 +42,10 @@ def fronts(zoo, tmp_path_factory) -> Path:
     fit(experts, "soup").save(folder / "soup")
     searched = SEARCHES["direct-search"](experts, lambda vectors: Known(2), evaluations=3)
     front_of(searched, experts).save(folder / "searched")
-    tasks = fit_data.tasks("vit")  # the heads of this family have 5 classes each: no labels, so it does not matter
+    tasks = fit_data.tasks("vit", n=20)  # the heads of this family have 5 classes each: no labels, so it does not matter
     for method, options in FITTED.items():
         fit(experts, method, data=tasks, steps=1, batch=2, **options).save(folder / method)
+    fit(experts, "react", data=tasks, on="soup").save(folder / "react")
     for method in METHODS:
         row = {"method": method, "metric": "accuracy", "split": "held-out", "seed": 0}
         rows = [{**row, "preference": p, "task": t, "value": v} for p, t, v in MEASURED]

@@ -7,19 +7,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import transformers as hf
 
 import fit_data
 from commands import PROGRAM, apart, contents
+from fit_files import DATA, Family
 from paretomerge import load_front
 from paretomerge.weights.checkpoint import open_checkpoint
-from task_data import REVIEWS, WORDS, companions, write_csv
+from task_data import REVIEWS, write_csv
 
 STEPS = ("--option", "steps=8", "--option", "rank=3", "--option", "batch=6", "--option", "checkpoint_every=3")
 LOADERS = {
@@ -27,43 +26,6 @@ LOADERS = {
     "bert": hf.AutoModelForSequenceClassification,
     "gpt2": hf.AutoModelForCausalLM,
 }
-
-
-def images(path: Path, seed: int, classes: int) -> None:
-    draw = np.random.default_rng(seed)
-    fit, test = (draw.integers(0, 256, (n, 20, 20, 3), dtype=np.uint8) for n in (24, 12))
-    np.savez(path, fit_images=fit, test_images=test, test_labels=draw.integers(0, classes, 12))
-
-
-def reviews(path: Path, seed: int, classes: int) -> None:
-    write_csv(path, [(f"{text} {' '.join(WORDS[: i % 7])}", i % classes) for i, (text, _) in enumerate(REVIEWS)])
-
-
-def prose(path: Path, seed: int, classes: int) -> None:
-    words = random.Random(seed).choices(WORDS, k=400)
-    path.write_text("\n".join(" ".join(words[i : i + 11]) for i in range(0, 400, 11)))
-
-
-DATA: dict[str, tuple[str, Callable[[Path, int, int], None]]] = {
-    "vit": ("npz", images), "bert": ("csv", reviews), "gpt2": ("txt", prose),
-}  # fmt: skip
-
-
-class Family:
-    """Models of one kind on disk, and data for both tasks beside them."""
-
-    def __init__(self, kind: str, folder: Path) -> None:
-        self.kind, self.folder = kind, fit_data.save(kind, folder)
-        companions(folder / "base")
-        ending, write = DATA[kind]
-        for seed, (task, classes) in enumerate(fit_data.CLASSES.items()):
-            write(folder / f"{task}.{ending}", seed, classes)
-        self.data = {task: f"{folder / task}.{ending}" for task in fit_data.CLASSES}
-
-    def flags(self, *, data: str = "ab") -> list[str]:
-        words = ["--base", f"{self.folder / 'base'}"]
-        words += [word for task in "ab" for word in ("--expert", f"{task}={self.folder / task}")]
-        return words + [word for task in data for word in ("--data", f"{task}={self.data[task]}")]
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +160,55 @@ def test_seeds(cli, families):
     assert one["model.safetensors"] != three["model.safetensors"]
 
 
+def test_resume_looks_at_the_settings_first(cli, families, monkeypatch):
+    """What cannot be resumed is refused before a model is built or an expert is asked; predictions are asked for once."""
+    from paretomerge.fitting import on_data
+    from paretomerge.fitting.problem import Problem
+
+    words = ["fit", *families["vit"].flags(), *STEPS, "-o", "front"]
+    assert cli.refuses(*words, "--resume", "-q") == "front.run: no saved state to resume from"
+    assert not (cli.here / "front.run").exists()
+    cli(*words)
+    whole = contents(cli.here / "front")
+    assert sorted(path.suffix for path in (cli.here / "front.run" / "teacher").iterdir()) == [".json", ".json", ".npy", ".npy"]
+    with monkeypatch.context() as nothing:
+        nothing.setattr(on_data, "Problem", None)
+        others = [word.replace("batch=6", "batch=5") for word in words]
+        refused = cli.refuses(*others, "--overwrite", "--resume", "-q")
+        assert refused == "front.run: that run had batch = 6, not 5: resume with the same settings"
+        refused = cli.refuses(*words, "--overwrite", "--resume", "--option", "teacher_top=9", "-q")
+        assert refused == "front.run: that run had teacher_top = 64, not 9: resume with the same settings"
+    monkeypatch.setattr(Problem, "_outputs", None)  # all that is left to do is to read and to write
+    err = cli.errors(*words, "--overwrite", "--resume")
+    assert "a: the expert's predictions on 24 inputs are those in front.run/teacher" in err
+    assert contents(cli.here / "front") == whole
+
+
+def test_tensorboard(cli, families):
+    """The same numbers as metrics.jsonl."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    words = ["fit", *families["vit"].flags(), *STEPS, "--tensorboard", "--quiet"]
+    cli(*words, "-o", "front")
+    read = events.EventAccumulator(str(cli.here / "front.run"))
+    read.Reload()
+    lines = metrics(cli.here / "front.run")
+    expected = {"lr", *(f"{what}/{task}" for what in ("objective", "marginal", "preference") for task in "ab")}
+    assert set(read.Tags()["scalars"]) == expected
+    for k, task in enumerate("ab"):
+        told = {event.step: event.value for event in read.Scalars(f"objective/{task}")}
+        logged = {line["step"]: line["losses"][str(k)] for line in lines if str(k) in line["losses"]}
+        assert told == pytest.approx(logged, rel=1e-6)
+        shares = [event.value for event in read.Scalars(f"preference/{task}")]
+        assert shares == pytest.approx([line["gamma"][k] for line in lines], rel=1e-6)
+
+
+def test_tensorboard_that_is_not_there(cli, families, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    refused = cli.refuses("fit", *families["vit"].flags(), *STEPS, "--tensorboard", "-o", "front", "-q")
+    assert refused.startswith("tensorboard is not installed") and refused.endswith("pip install 'paretomerge[log]'")
+    assert not (cli.here / "front.run").exists()
+
+
 LONG = ("--option", "steps=120", "--option", "rank=3", "--option", "batch=6", "--option", "checkpoint_every=50")
 
 
@@ -273,8 +284,8 @@ MISTAKES = {
     "no path": ("b", ["--data", "a"], "write a name, = and a value"),
     "nothing to resume": ("ab", ["--resume"], "front.run: no saved state to resume from"),
     "an unknown preset": ("ab", ["--preset", "papers"], "--preset must be 'recommended' or 'paper', not 'papers'"),
-    "a base merge": ("ab", ["--on", "ties"], "use the option ties for AdaMerging++"),
-    "a method without data": ("ab", ["-m", "soup"], "unknown set fitted on data 'soup'"),
+    "a base merge": ("ab", ["-m", "adamerging", "--on", "ties"], "adamerging learns its own coefficients"),
+    "a method without data": ("ab", ["-m", "soup"], "soup is made in closed form"),
     "an unknown option": ("ab", ["--option", "batches=3"], "unknown option 'batches', did you mean 'batch'?"),
     "an unknown objective": ("ab", ["--option", "objective=kl"], "objective must be distill or infomax or"),
     "no steps": ("ab", ["--option", "steps=-1"], "steps must not be negative"),

@@ -564,7 +564,7 @@ def test_two_processes_are_one(together, tmp_path):
     torch.testing.assert_close(zero["phi"], single.learned.phi, rtol=0, atol=1e-5)
     # only small gradients travel
     assert zero["sent"] == one["sent"]
-    assert max(zero["sent"]) == 2 * len(single.learned.phi) < 0.2 * sum(w.numel() for w in single.weights.values())
+    assert max(zero["sent"]) == len(single.learned.phi) < 0.1 * sum(w.numel() for w in single.weights.values())
     # one of them writes
     assert sorted(everything_in(together / "run")) == sorted(everything_in(tmp_path))
     lines = [

@@ -107,6 +107,8 @@ def test_fitting_brings_the_models_nearer_to_their_experts(folder):
         ("vit", {"coefficients": "task", "start": "kaiming", "beta": 0.1}),
         ("vit", {"coefficients": "fixed", "start": "orthonormal", "scale": 0.3}),
         ("vit", {"ties": 0.3, "rank": 0}),
+        ("vit", {"scalarization": "epo"}),
+        ("bert", {"scalarization": "upgrad"}),
         ("vit", {"targets": ["*intermediate*", "*query*"]}),
         ("bert", {"scalarization": "smooth-tchebycheff"}),
         ("gpt2", {}),
@@ -338,9 +340,9 @@ def test_data_that_do_not_fit(folder):
         api.fit(experts, data={"a": given["a"]})
     with pytest.raises(UserError, match=r"unknown task in data 'c'"):
         api.fit(experts, data={**given, "c": given["a"]})
-    with pytest.raises(UserError, match="use the option ties"):
-        api.fit(experts, data=given, on="ties")
-    with pytest.raises(UserError, match="unknown set fitted on data 'soup'"):
+    with pytest.raises(UserError, match="on: adamerging learns its own coefficients"):
+        api.fit(experts, "adamerging", data=given, on="ties")
+    with pytest.raises(UserError, match="soup is made in closed form"):
         api.fit(experts, "soup", data=given)
     for options in ({"preset": "paper"}, {"run": FitRun()}):
         with pytest.raises(UserError, match="belong to a fit on data"):

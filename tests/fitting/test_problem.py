@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 import fit_data
 import tiny
+from paretomerge import api
 from paretomerge.errors import UserError
 from paretomerge.evaluation.inputs import TensorInputs, TextInputs
 from paretomerge.evaluation.logits import predict
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting import problem as module
-from paretomerge.fitting.objectives import marginal_entropy
+from paretomerge.fitting.objectives import OBJECTIVES, Predictions, marginal_entropy
 from paretomerge.fitting.problem import Problem
 
 KINDS = ("vit", "bert", "gpt2", "clip", "resnet")
@@ -136,7 +137,7 @@ def test_what_is_kept_is_what_the_expert_says(folder, kind):
         inputs = of.experts[k].fit.inputs
         with torch.no_grad():
             said = predict(expert, inputs.batch(range(len(inputs))))
-        torch.testing.assert_close(of.experts[k].fit.teacher, said, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(of.experts[k].fit.teacher.values, said, rtol=1e-4, atol=1e-5)
 
 
 def test_language_model_losses_count_every_token_but_the_first(folder):
@@ -192,17 +193,6 @@ def test_padding_does_not_count(folder):
     assert gradients(of, 0)[0] == pytest.approx(sum(each) / len(each), rel=1e-4)
 
 
-def test_zero_shot_heads_are_the_pretrained_models(folder):
-    of = problem(folder / "clip")
-    for expert in of.experts:
-        assert expert.text_head.shape == (4, 8) and not expert.text_head.requires_grad
-        torch.testing.assert_close(expert.text_head.norm(dim=1), torch.ones(4))
-    fresh = tiny.ARCHITECTURES["clip"][0].from_pretrained(folder / "clip" / "base").eval()
-    with torch.no_grad():
-        torch.testing.assert_close(of.experts[0].text_head, fit_data.tasks("clip")["a"].prompts.features(fresh))
-    assert "logit_scale" in of.task_vectors and of.task_vectors["logit_scale"].shape == (2, 1)
-
-
 # -- held-out inputs
 
 
@@ -225,7 +215,7 @@ def test_held_out_objective(folder):
         expert = distilled.experts[k]
         with torch.no_grad():
             found = distilled._predict(expert, expert.held_out, range(50)).logits
-        torch.testing.assert_close(found, expert.held_out.teacher, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expert.held_out.teacher.values, rtol=1e-5, atol=1e-6)
 
 
 def test_a_part_of_the_held_out_inputs_is_from_all_over_them(folder, monkeypatch):
@@ -251,20 +241,133 @@ def test_without_held_out_inputs_there_is_no_early_stop(folder):
 # -- what was kept of the experts, when it is large
 
 
-def test_large_predictions_are_kept_in_files(folder, tmp_path, monkeypatch):
-    given = fit_data.tasks("gpt2", 30, held_out=20)
-    small = problem(folder / "gpt2", "distill", given, held_out=True)
-    monkeypatch.setattr(module, "_IN_MEMORY", 100)
-    large = problem(folder / "gpt2", "distill", given, held_out=True, folder=tmp_path / "run")
-    files = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert len(files) == 4  # two tasks, inputs to fit on and held-out ones
-    for one, other in zip(small.experts, large.experts, strict=True):
-        assert torch.equal(one.fit.teacher, other.fit.teacher)
-        assert torch.equal(one.held_out.teacher, other.held_out.teacher)
-    write(large, None)
-    write(small, None)
-    assert gradients(large, 1)[0] == gradients(small, 1)[0]
-    assert large.held_out() == small.held_out()
+@pytest.mark.parametrize("kind, top", [("gpt2", None), ("gpt2", 8), ("vit", None)])
+def test_predictions_are_kept_in_files(folder, tmp_path, monkeypatch, kind, top):
+    given = fit_data.tasks(kind, 30, held_out=20)
+    in_memory = problem(folder / kind, "distill", given, held_out=True, teacher_top=top)
+    asked, said = [], []
+    ask = Problem._outputs
+    monkeypatch.setattr(Problem, "_outputs", lambda self, *args: asked.append(1) or ask(self, *args))
+    options = {"held_out": True, "teacher_top": top, "folder": tmp_path / "run", "say": said.append}
+    stored = problem(folder / kind, "distill", given, **options)
+    first = len(asked)
+    assert first >= 4 and not said  # two tasks, inputs to fit on and held-out ones
+    again = problem(folder / kind, "distill", given, **options)
+    assert len(asked) == first and len(said) == 4 and said[0].startswith("a: the expert's predictions on 30 inputs")
+    for of in (in_memory, stored, again):
+        write(of, None)
+        assert gradients(of, 1)[0] == gradients(in_memory, 1)[0]
+        assert of.held_out() == in_memory.held_out()
+    (tmp_path / "other").mkdir()
+    for name, changes in {
+        "objective": {"objective": "features"},
+        "more": {"tasks": fit_data.tasks(kind, 31, held_out=20)},
+    }.items():
+        before = len(asked)
+        problem(folder / kind, **{"objective": "distill", "tasks": given, **options, **changes})
+        assert len(asked) > before, name
+
+
+def test_other_experts_are_asked_anew(folder, tmp_path):
+    """The same folder of a run, and an expert whose weights are others: nothing of before is taken."""
+    kind, run = "bert", tmp_path / "run"
+    fit_data.save(kind, tmp_path / "models" / kind)
+    before = problem(tmp_path / "models" / kind, folder=run)
+    tiny.save(tiny.perturb(tiny.model(kind, num_labels=5), 7, 0.3), tmp_path / "models" / kind / "a")
+    said = []
+    after = problem(tmp_path / "models" / kind, folder=run, say=said.append)
+    assert not torch.equal(before.experts[0].fit.teacher.values, after.experts[0].fit.teacher.values)
+    assert torch.equal(before.experts[1].fit.teacher.values, after.experts[1].fit.teacher.values)
+    assert [line[0] for line in said] == ["b"]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_the_likeliest_tokens_teach_nearly_as_all(folder, micro_batch):
+    """Less than the whole divergence, by what the docstring says; the same gradient where it counts."""
+    given = {name: replace(task, fit=ragged(30, seed)) for seed, (name, task) in enumerate(fit_data.tasks("gpt2").items())}
+    whole, part = (
+        problem(folder / "gpt2", "distill", given, teacher_top=top, micro_batch=micro_batch, batch=20) for top in (None, 24)
+    )
+    kept = part.experts[0].fit.teacher
+    assert kept.values.shape[-1] == 25 and kept.places.shape == (*kept.values.shape[:-1], 24)
+    for of in (whole, part):
+        write(of, None)
+    (value, expected), (other, found) = gradients(whole, 0), gradients(part, 0)
+    assert 0.5 * value < other < value
+    one, two = (torch.cat([g.flatten() for g in each.values()]) for each in (expected, found))
+    assert float(F.cosine_similarity(one, two, dim=0)) > 0.95
+    write(part, 0)
+    assert abs(gradients(part, 0)[0]) < 1e-5
+
+
+def test_teacher_top_is_at_least_one(folder):
+    with pytest.raises(UserError, match="teacher_top must be at least 1"):
+        problem(folder / "gpt2", teacher_top=0)
+
+
+# -- zero-shot heads
+
+
+def freeze_text(place: Path, source: Path) -> Path:
+    """The same base and experts, with the base's text tower in all."""
+    cls = tiny.ARCHITECTURES["clip"][0]
+    base = cls.from_pretrained(source / "base")
+    tiny.save(base, place / "base")
+    for task in "ab":
+        expert = cls.from_pretrained(source / task)
+        expert.text_model.load_state_dict(base.text_model.state_dict())
+        expert.text_projection.load_state_dict(base.text_projection.state_dict())
+        tiny.save(expert, place / task)
+    return place
+
+
+def test_a_text_tower_that_stays_gives_its_head_once(folder, tmp_path):
+    place, said = freeze_text(tmp_path / "clip", folder / "clip"), []
+    of = problem(place, say=said.append)
+    fresh = tiny.ARCHITECTURES["clip"][0].from_pretrained(place / "base").eval()
+    for expert in of.experts:
+        assert expert.text_head.shape == (4, 8) and not expert.text_head.requires_grad
+        with torch.no_grad():
+            torch.testing.assert_close(expert.text_head, expert.task.prompts.features(fresh))
+    assert said == [] and "logit_scale" in of.task_vectors and of.task_vectors["logit_scale"].shape == (2, 1)
+    write(of, None)
+    assert all(float(g.abs().max()) == 0 for name, g in gradients(of, 0)[1].items() if name.startswith("text_"))
+
+
+def test_a_text_tower_that_experts_changed_is_the_merged_models(folder):
+    """What is fitted is what is measured: the head of θ(γ), of the expert for its own predictions, with its gradient."""
+    said = []
+    of = problem(folder / "clip", say=said.append)
+    assert [line.split(":")[0] for line in said] == ["a", "b"]
+    assert "the experts differ in the text tower" in said[0] and "4 prompts" in said[0] and "--exclude" in said[0]
+    for k, task in enumerate("ab"):
+        expert = tiny.ARCHITECTURES["clip"][0].from_pretrained(folder / "clip" / task).eval()
+        inputs = of.experts[k].fit.inputs
+        with torch.no_grad():
+            head = of.experts[k].task.prompts.features(expert)
+            said_by = predict(expert, inputs.batch(range(len(inputs))), head)
+        torch.testing.assert_close(of.experts[k].fit.teacher.values, said_by, rtol=1e-4, atol=1e-5)
+    write(of, None)
+    value, found = gradients(of, 0)
+    towers = {
+        tower: max(float(g.abs().max()) for n, g in found.items() if n.startswith(tower)) for tower in ("text_", "vision_")
+    }
+    assert value > 1e-4 and min(towers.values()) > 1e-6
+
+
+def test_what_the_fit_sees_is_what_is_measured(folder):
+    """The objective of a fit at γ, and that of the front's model as ``evaluate`` builds it."""
+    front = api.fit(fit_data.experts(folder / "clip"), "soup", hashes=False)
+    of = problem(folder / "clip", "entropy", batch=40)
+    gamma = (0.3, 0.7)
+    with torch.no_grad():
+        for name, weight in of.models.weights.items():
+            weight.copy_(front.at(gamma)[name])
+        model = front.model(gamma, dtype=torch.float32)
+        task = of.experts[0].task
+        logits = predict(model, task.fit.batch(range(40)), task.prompts.features(model))
+        expected = float(OBJECTIVES["entropy"](Predictions(logits)))
+    assert gradients(of, 0)[0] == pytest.approx(expected, rel=1e-5)
 
 
 # -- collapse

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torchjd.aggregation import MGDAWeighting
 
 from paretomerge.errors import UserError
-from paretomerge.fitting.scalarization import linear, scalarization, smooth_tchebycheff
+from paretomerge.fitting.scalarization import linear, scalarization, shortest, smooth_tchebycheff
 
 NOTHING = torch.empty(0, 0)
 gammas = st.integers(1, 6).flatmap(lambda K: st.lists(st.floats(1e-6, 1), min_size=K, max_size=K))
@@ -76,5 +77,74 @@ def test_by_name():
     named = scalarization("smooth-tchebycheff", 0.3)(losses, gamma, NOTHING)
     assert torch.equal(named, smooth_tchebycheff(losses, gamma, NOTHING, mu=0.3))
     assert not torch.equal(named, smooth_tchebycheff(losses, gamma, NOTHING, mu=0.1))
-    with pytest.raises(UserError, match="choose linear or smooth-tchebycheff"):
+    with pytest.raises(UserError, match="choose linear, smooth-tchebycheff, epo, mgda, upgrad or aligned-mtl"):
         scalarization("tchebycheff")
+
+
+# -- from the Gram matrix
+
+
+def gradients(K, seed, P=7):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(K, P, generator=generator, dtype=torch.float64) + 0.3
+
+
+@given(K=st.integers(1, 6), seed=st.integers(0, 999), size=st.sampled_from([1e-15, 1.0, 1e9]))
+def test_mgda_is_the_shortest_vector_of_the_hull(K, seed, size):
+    """Its inner product with every gradient is at least its own square, and no smaller vector has that property."""
+    J = gradients(K, seed) * size
+    w = scalarization("mgda")(torch.ones(K), torch.full((K,), 1 / K), J)
+    assert (w >= 0).all() and float(w.sum()) == pytest.approx(1)
+    d = w @ J
+    assert float((J @ d).min()) == pytest.approx(float(d @ d), rel=1e-6, abs=1e-12 * float(J.square().sum()))
+
+
+def test_mgda_is_torchjds():
+    J = gradients(4, 3)
+    slow = MGDAWeighting(epsilon=1e-9, max_iters=20_000)(J @ J.T)
+    torch.testing.assert_close(shortest(J @ J.T), slow, rtol=0, atol=1e-3)
+    assert float((shortest(J @ J.T) @ J).norm()) <= float((slow @ J).norm())
+
+
+@given(K=st.integers(1, 5), seed=st.integers(0, 999), small=st.sampled_from([0.0, 1e-9, 1.0]))
+def test_upgrad_raises_no_objective_and_is_linear_without_conflict(K, seed, small):
+    J = gradients(K, seed)
+    J[0] *= small
+    gamma = torch.linspace(1, 2, K).double()
+    gamma /= gamma.sum()
+    d = scalarization("upgrad")(torch.ones(K), gamma, J) @ J
+    assert float((J @ d).min()) >= -1e-5 * float(J.square().sum())
+    agreeing = J.abs()
+    found = scalarization("upgrad")(torch.ones(K), gamma, agreeing)
+    torch.testing.assert_close(found @ agreeing, gamma @ agreeing, rtol=1e-9, atol=1e-9)
+
+
+def test_aligned_mtl_balances_the_gradients():
+    """With orthogonal gradients of any lengths, each contributes γ_k of the smallest length."""
+    J = torch.diag(torch.tensor([1.0, 10.0, 3.0])).double()
+    gamma = torch.tensor([0.2, 0.5, 0.3]).double()
+    torch.testing.assert_close(scalarization("aligned-mtl")(torch.ones(3), gamma, J) @ J, gamma)
+
+
+@pytest.mark.parametrize("name", ["epo", "mgda", "upgrad", "aligned-mtl"])
+def test_tasks_without_a_loss_and_zero_gradients(name):
+    J = gradients(3, 5)
+    gamma, losses = torch.tensor([0.4, 0.3, 0.3]).double(), torch.tensor([1.0, math.nan, 2.0]).double()
+    J[1] = 0
+    found = scalarization(name)(losses, gamma, J)
+    two = scalarization(name)(losses[[0, 2]], gamma[[0, 2]], J[[0, 2]])
+    assert found[1] == 0
+    torch.testing.assert_close(found[[0, 2]], two, rtol=1e-9, atol=1e-12)
+    assert scalarization(name)(losses, gamma, 0 * J).isfinite().all()
+
+
+def test_mgda_ends_at_a_pareto_stationary_point():
+    for K in (2, 3, 4, 5):
+        centres = torch.randn(K, 6, generator=torch.Generator().manual_seed(K), dtype=torch.float64)
+        theta = torch.full((6,), 3.0).double()
+        weigh = scalarization("mgda")
+        for _ in range(300):
+            J = 2 * (theta - centres)
+            theta = theta - 0.1 * weigh(torch.ones(K), torch.full((K,), 1 / K), J) @ J
+        J = 2 * (theta - centres)
+        assert float((weigh(torch.ones(K), torch.full((K,), 1 / K), J) @ J).norm()) < 1e-5

@@ -28,7 +28,7 @@ from paretomerge.evaluation.tasks import Task
 from paretomerge.evaluation.work import Measure, Models
 from paretomerge.search.objective import Objective
 from paretomerge.weights.lazy import as_bytes
-from paretomerge.weights.live import device_named
+from paretomerge.weights.live import device_of
 from paretomerge.weights.writing import SHARD_BYTES
 
 _LARGEST_SCRIPT = 10**7
@@ -62,7 +62,7 @@ class OnTasks:
         return {"kind": "tasks", "tasks": seen, "precision": self.precision, "store_task_vectors": self.store_task_vectors}
 
     def opened(self, models: Models) -> Measure:
-        device = device_named(self.device)
+        device = device_of(self.device)
         live = models.live(device, getattr(torch, self.store_task_vectors))
         text_varies = any("text" in name for name in models.varying)
         text_heads: dict[str, torch.Tensor] = {}
@@ -149,7 +149,7 @@ class ByFunction:
             raise UserError('evaluator: tasks have heads of their own: say gets="models", and it gets a map from task to model')
         live = None
         if self.gets != "weights":
-            live = models.live(device_named(self.device), getattr(torch, self.store_task_vectors))
+            live = models.live(device_of(self.device), getattr(torch, self.store_task_vectors))
 
         def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
             if live is None:

@@ -13,7 +13,7 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.outcomes import Failed, checked
 from paretomerge.evaluation.work import Measure, Models
 from paretomerge.search.objective import Objective
-from paretomerge.weights.live import device_named
+from paretomerge.weights.live import device_of
 
 NAME = "lm-eval"
 
@@ -74,7 +74,7 @@ class ByHarness:
             raise UserError("lm-eval needs a tokenizer: name the base as a folder that has one")
         from transformers import AutoTokenizer
 
-        device = device_named(self.device)
+        device = device_of(self.device)
         live = models.live(device, getattr(torch, self.store_task_vectors))
         tokenizer = AutoTokenizer.from_pretrained(str(models.companions))
         # the harness keeps this very model, which moves under its hands

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.inputs import TextInputs
+from paretomerge.evaluation.inputs import Inputs, TextInputs
 from paretomerge.evaluation.labels import spoken
 
 TEMPLATES = ("a photo of a {}.",)
@@ -19,7 +19,7 @@ TEMPLATES = ("a photo of a {}.",)
 class Prompts(NamedTuple):
     """A zero-shot head before a model reads it: tokenised prompts, all of the first class first."""
 
-    inputs: TextInputs
+    inputs: Inputs
     n_classes: int
 
     @staticmethod
@@ -47,7 +47,7 @@ class Prompts(NamedTuple):
             raise UserError(f"{type(model).__name__} has no text tower: a zero-shot head needs a model such as CLIP")
         read: Any = model.get_text_features
         batches = torch.arange(len(self.inputs)).split(batch_size)
-        texts = [_pooled(read(**on_model(self.inputs.batch(i.tolist()), model))) for i in batches]
+        texts = [pooled(read(**on_model(self.inputs.batch(i.tolist()), model))) for i in batches]
         each = F.normalize(torch.cat(texts), dim=-1).unflatten(0, (self.n_classes, -1))  # (classes, templates, dim)
         return F.normalize(each.mean(1), dim=-1)
 
@@ -74,7 +74,7 @@ def predict(model: nn.Module, batch: Mapping[str, Tensor], text_head: Tensor | N
         if text_head is None:
             logits: Tensor | None = getattr(model(**moved), "logits", None)
         else:
-            image = _pooled(model.get_image_features(**moved))  # type: ignore[operator]
+            image = pooled(model.get_image_features(**moved))  # type: ignore[operator]
             logits = F.normalize(image, dim=-1) @ text_head.to(image).T
     except (ValueError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())
@@ -97,6 +97,6 @@ def on_model(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]
     return {name: x.to(like.device, like.dtype if x.is_floating_point() else None) for name, x in batch.items()}
 
 
-def _pooled(output: Any) -> Tensor:
+def pooled(output: Any) -> Tensor:
     """transformers 5 wraps the features of CLIP's towers."""
     return output if isinstance(output, Tensor) else output.pooler_output

@@ -66,6 +66,10 @@ def pareto_merging(
         sweeps: alternations of the decomposition.
         seed: of the random start of the decomposition and of the sample of γ.
         progress: called with each target's name and the number of its entries.
+
+    Needs: no data.
+    Stores: one model; A, B and K cores of r × r for each target.
+    Paper: Chen & Kwok 2025, arXiv 2408.12105.
     """
     if rank < 1:
         raise UserError(f"rank {rank}: must be at least 1")

@@ -46,22 +46,26 @@ class Learned:
 
     Args:
         base: name -> θ₀, fp32 on the device of the fit.
-        task_vectors: name -> (K, numel), stacked; fp32, or bf16 to halve the memory.
+        task_vectors: name -> (K, numel), stacked; fp32, or bf16 to halve the memory; none for a base that stays as it is.
         targets: of the low-rank part; none for AdaMerging alone.
         task_wise: the same coefficients for all tensors.
         kind: which function c(γ) is.
         groups: group's name -> tensors that have the same coefficients; None: each tensor has its own.
+        n_tasks: K; None: that of the task vectors.
     """
 
     def __init__(
         self, base: Mapping[str, Tensor], task_vectors: Mapping[str, Tensor], targets: Sequence[Target], *,
         task_wise: bool = False, kind: Kind = "constant", groups: Mapping[str, Sequence[str]] | None = None,
+        n_tasks: int | None = None,
     ) -> None:  # fmt: skip
         self.base = dict(base)
         self.task_vectors = dict(task_vectors)
         self.targets = tuple(targets)
-        first = next(iter(self.task_vectors.values()))
-        self.n_tasks = len(first)
+        self.n_tasks = n_tasks or len(next(iter(self.task_vectors.values())))
+        members = [name for target in self.targets for name, _ in target.members]
+        self.varying = tuple(dict.fromkeys([*self.task_vectors, *members]))
+        first = next(iter(self.base.values()))
         if task_wise:
             groups = {"all": tuple(self.task_vectors)}
         groups = groups or {name: (name,) for name in self.task_vectors}
@@ -76,7 +80,7 @@ class Learned:
             size = torch.Size(shape).numel()
             self._slots[name] = end, end + size, shape
             end += size
-        self.phi = torch.zeros(end, device=first.device, dtype=next(iter(self.base.values())).dtype)
+        self.phi = torch.zeros(end, device=first.device, dtype=first.dtype)
         self.coefficients = Coefficients(
             kind, {part: self.view(part) for part in parts_of_c}, {g: tuple(n) for g, n in groups.items()}
         )
@@ -95,14 +99,17 @@ class Learned:
         """Write θ(γ) into ``weights`` (name -> tensor of the base's shape, any float dtype), in place."""
         c, row = self.coefficients.at(gamma), self.coefficients.row
         low_rank = self._low_rank(gamma)
-        for name in self.task_vectors:
+        for name in self.varying:
             theta = weights[name].detach()
             in_place = theta.dtype == self.phi.dtype and theta.is_contiguous()
             if not in_place:
                 theta = torch.empty_like(self.base[name], memory_format=torch.contiguous_format)
-            base, flat = self.base[name].flatten(), theta.view(-1)
-            for columns, v in self._blocks(name):
-                torch.addmv(base[columns], v.T, c[row[name]], out=flat[columns])
+            if name in self.task_vectors:
+                base, flat = self.base[name].flatten(), theta.view(-1)
+                for columns, v in self._blocks(name):
+                    torch.addmv(base[columns], v.T, c[row[name]], out=flat[columns])
+            else:
+                theta.copy_(self.base[name])
             if name in low_rank:
                 left, right = low_rank[name]
                 theta.addmm_(left, right)
@@ -160,7 +167,7 @@ class Learned:
     @torch.no_grad()
     def built(self, gamma: Tensor) -> dict[str, Tensor]:
         """θ(γ) in memory of its own: name -> tensor on the processor."""
-        weights = {name: torch.empty_like(self.base[name]) for name in self.task_vectors}
+        weights = {name: torch.empty_like(self.base[name]) for name in self.varying}
         self.build_(weights, gamma)
         return {name: tensor.cpu() for name, tensor in weights.items()}
 

@@ -1,10 +1,10 @@
-"""Fitting on data with K small gradients: θ(γ) is built once a step, each task's dense gradient is pulled back at once.
+"""Fitting on data: θ(γ) is built once a step, and gradients are pulled back to the few learned numbers φ.
 
     γ ~ Dirichlet(α)
     write θ(γ) into the model                           one product per tensor
     for each task k that matters:
-        S_k = objective of the model on a batch of task k;  g = ∂S_k/∂θ;  row k of J = pull-back of g to φ;  forget g
-    step φ along wᵀJ + β ∇R,  w = scalarisation(S, γ, J)
+        S_k = objective of the model on a batch of task k;  ∂S_k/∂θ by one backward pass
+    step φ along Σ_k w_k ∂S_k/∂φ + β ∇R,  w = scalarisation(S, γ, …)        see ``gradients``
 
 Memory: task vectors (K), base, θ and one dense gradient, and one task's activations. Every random choice of a step is a
 function of (seed, step), so a run that is stopped and resumed ends with the bits of one that was not.
@@ -20,8 +20,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,22 +30,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paretomerge.errors import Stopped, UserError
-from paretomerge.fitting.learned import Learned
+from paretomerge.fitting.fittable import Fittable
+from paretomerge.fitting.gradients import Part, by_one_gradient, by_small_gradients
+from paretomerge.fitting.processes import summed, world
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
-from paretomerge.fitting.scalarization import scalarization
+from paretomerge.fitting.scalarization import SKIPPING, relative_weight, scalarization
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.writing import write_json, write_safetensors
-
-
-class Part(NamedTuple):
-    """One micro-batch of a task's loss, still with its graph, and its share of the mean."""
-
-    loss: Tensor
-    share: float
-    watched: Mapping[str, float]
-    """What to keep an eye on, of the batch up to here."""
-
 
 Losses = Callable[[int, int], Iterable[Part]]
 """(task k, seed of this step and task) -> the micro-batches of S_k; they are run and freed one by one."""
@@ -69,8 +62,13 @@ class Settings:
     scalarization: str = "linear"
     mu: float = 0.1
     beta: float = 0.0
-    skip_below: float = 0.01
-    """Tasks with a smaller γ_k sit a step out with probability 1 − γ_k / skip_below, and count more when they do not."""
+    skip_below: float | None = None
+    """Tasks with a smaller γ_k sit a step out with probability 1 − γ_k / skip_below, and count more when they do not.
+
+    None: 0.01, or 0 for scalarisations whose weights do not vanish with γ_k: they need every task.
+    """
+    preference: tuple[float, ...] | None = None
+    """γ of every step (None: drawn)."""
     clip: float = 0.0
     """Largest norm of a step's gradient (0: not clipped)."""
     seed: int = 0
@@ -79,6 +77,11 @@ class Settings:
     """Stop when the held-out objective has not improved at so many checkpoints, and keep the best (0: never)."""
 
     def __post_init__(self) -> None:
+        scalarization(self.scalarization)
+        if self.skip_below is None:
+            object.__setattr__(self, "skip_below", 0.01 if self.scalarization in SKIPPING else 0.0)
+        elif self.skip_below and self.scalarization not in SKIPPING:
+            raise UserError(f"scalarization {self.scalarization} needs every task at every step: leave skip_below out")
         for name in ("lr", "alpha", "mu", "checkpoint_every"):
             if getattr(self, name) <= 0:
                 raise UserError(f"{name} must be positive")
@@ -89,11 +92,10 @@ class Settings:
             raise UserError(f"schedule {self.schedule!r}: choose cosine or constant")
         if self.sampling not in ("dirichlet", "stratified", "corners"):
             raise UserError(f"sampling {self.sampling!r}: choose dirichlet, stratified or corners")
-        scalarization(self.scalarization)
 
 
 def fit_(
-    learned: Learned,
+    learned: Fittable,
     weights: Mapping[str, nn.Parameter],
     losses: Losses,
     settings: Settings,
@@ -103,6 +105,7 @@ def fit_(
     resume: bool = False,
     facts: Mapping[str, Any] | None = None,
     held_out: Callable[[], float] | None = None,
+    whole: bool = False,
     report: Report | None = None,
 ) -> None:
     """Fit φ in place.
@@ -117,6 +120,7 @@ def fit_(
         resume: go on from the state in ``folder``.
         facts: what else determines the run; a resumed run must have the same.
         held_out: the objective on held-out inputs at equal preference, for early stopping.
+        whole: ``losses`` gives each S_k in one part, which spares smooth Tchebycheff the K small gradients.
         report: called after each step.
 
     Raises:
@@ -124,14 +128,17 @@ def fit_(
         UserError: nothing to resume, or a run with other settings; an objective that is not finite.
     """
     n_tasks, device = learned.n_tasks, learned.phi.device
-    weigh = scalarization(settings.scalarization, settings.mu)
+    told: dict[str, Any] = {}
+    weigh = scalarization(settings.scalarization, settings.mu, told.__setitem__)
+    relative = relative_weight(settings.scalarization, settings.mu, whole=whole and world()[1] == 1)
     phi = nn.Parameter(learned.phi, requires_grad=True)  # the same storage: learned's views follow the optimiser
     optimizer = torch.optim.Adam([phi], lr=settings.lr, betas=(0.9, 0.999))
-    run = _Run(folder, {**asdict(settings), **(facts or {})}) if folder and world()[0] == 0 else None
+    config = {**asdict(settings), **(facts or {})}
+    run = _Run(folder, config) if folder and world()[0] == 0 else None
     start, best, waited = 0, math.inf, 0
     best_phi = learned.phi.clone()
     if resume:
-        start, best, waited, best_phi = _restore(folder, learned, optimizer, phi, {**asdict(settings), **(facts or {})})
+        start, best, waited, best_phi = _restore(folder, learned, optimizer, phi, config)
     elif run:
         run.begin()
 
@@ -145,27 +152,15 @@ def fit_(
             gamma = preference_of_step(step, n_tasks, settings)
             chosen, factors = tasks_of_step(gamma, step, settings)
             learned.build_(weights, gamma)
-            values = torch.full((n_tasks,), math.nan, dtype=torch.float64)
-            jacobian = torch.zeros(n_tasks, learned.phi.numel(), dtype=learned.phi.dtype, device=device)
-            watched: dict[int, Mapping[str, float]] = {}
-            for k in chosen:
-                values[k] = 0.0
-                for part in losses(k, seed_of(settings.seed, step, 3 + k)):
-                    (part.loss * part.share).backward()
-                    values[k] += float(part.loss.detach()) * part.share
-                    watched[k] = part.watched
-                jacobian[k] = learned.pull_back({name: p.grad for name, p in weights.items()}, gamma)
-                for parameter in weights.values():
-                    parameter.grad = None
-            jacobian = _summed(jacobian, device)
-            values[chosen] = _summed(values.nan_to_num(0.0), device)[chosen]
-            if not jacobian.isfinite().all():
-                k = int((~jacobian.isfinite()).any(1).nonzero()[0])
+            parts = partial(_parts, losses, settings.seed, step)
+            arguments = (learned, weights, parts, chosen, gamma, factors, weigh)
+            found = by_small_gradients(*arguments) if relative is None else by_one_gradient(*arguments, relative)
+            if found.culprits:
+                tasks = ", ".join(str(k + 1) for k in found.culprits)
                 raise UserError(
-                    f"step {step + 1}: the gradient of task {k + 1} of {n_tasks} is not finite: try a smaller lr, or clip"
+                    f"step {step + 1}: the gradient of task {tasks} of {n_tasks} is not finite: try a smaller lr, or clip"
                 )
-            step_weights = weigh(values, gamma, jacobian) * factors
-            gradient = step_weights.to(jacobian) @ jacobian
+            gradient = found.vector
             if settings.beta:
                 gradient += settings.beta * learned.penalty(gamma)[1]
             for part_name in frozen:
@@ -178,9 +173,10 @@ def fit_(
                 "step": step + 1,
                 "steps": settings.steps,
                 "gamma": gamma.tolist(),
-                "losses": {str(k): float(values[k]) for k in chosen},
-                "watched": {str(k): dict(each) for k, each in watched.items()},
+                "losses": {str(k): float(found.values[k]) for k in chosen},
+                "watched": {str(k): dict(each) for k, each in found.watched.items()},
                 "lr": optimizer.param_groups[0]["lr"],
+                **({settings.scalarization: dict(told)} if told else {}),
             }
             if run:
                 run.log(logged)
@@ -190,7 +186,7 @@ def fit_(
             checkpoint = done % settings.checkpoint_every == 0 or done == settings.steps
             if held_out and settings.patience and checkpoint:
                 learned.build_(weights, torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64))
-                value = float(_summed(torch.tensor([held_out()], dtype=torch.float64), device)) / world()[1]
+                value = float(summed(torch.tensor([held_out()], dtype=torch.float64), device)) / world()[1]
                 best, waited = (value, 0) if value < best else (best, waited + 1)
                 if waited == 0:
                     best_phi.copy_(learned.phi)
@@ -198,7 +194,7 @@ def fit_(
                     break
             if checkpoint:
                 save(done)
-            if float(_summed(torch.tensor([float(stop.is_set())]), device)):  # one process asked to stop stops them all
+            if float(summed(torch.tensor([float(stop.is_set())]), device)):  # one process asked to stop stops them all
                 save(done)
                 hint = f"; go on with --resume (state in {folder})" if folder else ""
                 raise Stopped(f"stopped after step {done} of {settings.steps}{hint}")
@@ -231,7 +227,7 @@ class _Run:
             file.write(json.dumps(line) + "\n")
 
     def save(
-        self, done: int, learned: Learned, optimizer: torch.optim.Adam, phi: nn.Parameter, best: float, waited: int,
+        self, done: int, learned: Fittable, optimizer: torch.optim.Adam, phi: nn.Parameter, best: float, waited: int,
         best_phi: Tensor,
     ) -> None:  # fmt: skip
         state = optimizer.state[phi]
@@ -244,10 +240,16 @@ class _Run:
         os.replace(temporary, self.folder / "state.safetensors")
 
 
-def _restore(
-    folder: Path | None, learned: Learned, optimizer: torch.optim.Adam, phi: nn.Parameter, config: Mapping[str, Any]
-) -> tuple[int, float, int, Tensor]:
-    """Put a saved state back; the log loses the lines of steps that are done again."""
+def check_resumable(folder: Path | None, settings: Settings, facts: Mapping[str, Any]) -> None:
+    """Refuse, before any work is done, what ``fit_`` would refuse to resume.
+
+    Raises:
+        UserError: no saved state in the folder, or one of a run with other settings or facts.
+    """
+    _resumable(folder, {**asdict(settings), **facts})
+
+
+def _resumable(folder: Path | None, config: Mapping[str, Any]) -> Path:
     if folder is None or not (folder / "state.safetensors").exists():
         raise UserError(f"{folder or 'no folder is given'}: no saved state to resume from")
     before = read_json(folder / "config.json")
@@ -255,6 +257,14 @@ def _restore(
     if differing := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         key = sorted(differing)[0]
         raise UserError(f"{folder}: that run had {key} = {before.get(key)}, not {now.get(key)}: resume with the same settings")
+    return folder
+
+
+def _restore(
+    folder: Path | None, learned: Fittable, optimizer: torch.optim.Adam, phi: nn.Parameter, config: Mapping[str, Any]
+) -> tuple[int, float, int, Tensor]:
+    """Put a saved state back; the log loses the lines of steps that are done again."""
+    folder = _resumable(folder, config)
     try:
         saved = load_file(folder / "state.safetensors")
         done, waited, best = saved["numbers"].tolist()
@@ -287,17 +297,5 @@ def _stop_requested() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _summed(tensor: Tensor, device: torch.device) -> Tensor:
-    """Σ over all processes, each of which has its share; the device is one whose tensors they can exchange."""
-    if world()[1] == 1:
-        return tensor
-    moved = tensor.to(device)
-    torch.distributed.all_reduce(moved)
-    return moved.to(tensor.device)
-
-
-def world() -> tuple[int, int]:
-    """(rank, number of processes) of a distributed run; (0, 1) of a plain one."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+def _parts(losses: Losses, seed: int, step: int, k: int) -> Iterable[Part]:
+    return losses(k, seed_of(seed, step, 3 + k))

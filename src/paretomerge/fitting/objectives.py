@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paretomerge.errors import UserError
+from paretomerge.fitting.top_k import divergence
 
 
 class Predictions(NamedTuple):
@@ -24,6 +25,8 @@ class Predictions(NamedTuple):
     """The expert's logits on the same inputs, (n, classes); for ``distill``."""
     labels: Tensor | None = None
     """(n,) integers; for ``cross-entropy``."""
+    places: Tensor | None = None
+    """The classes that ``teacher`` is of, (n, m), where it has only log-probabilities as ``top_k.largest`` gives them."""
 
 
 Objective = Callable[[Predictions], Tensor]
@@ -46,6 +49,8 @@ def distill(p: Predictions) -> Tensor:
     """KL(expert ‖ merged), mean over inputs: the experts are at hand while fitting, and know more than an entropy does."""
     if p.teacher is None:
         raise UserError("objective distill: the expert's predictions are missing")
+    if p.places is not None:
+        return divergence(p.logits, p.teacher, p.places)
     return F.kl_div(p.logits.log_softmax(-1), p.teacher.log_softmax(-1), log_target=True, reduction="batchmean")
 
 

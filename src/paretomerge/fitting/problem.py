@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ from torch import Tensor, nn
 
 from paretomerge.errors import UserError
 from paretomerge.evaluation.inputs import Inputs
-from paretomerge.evaluation.logits import predict
+from paretomerge.evaluation.logits import Prompts, predict
 from paretomerge.evaluation.tasks import Task
-from paretomerge.fitting.loop import Part, Report, world
+from paretomerge.fitting import teachers
+from paretomerge.fitting.gradients import Part
+from paretomerge.fitting.loop import Report
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions, shannon
+from paretomerge.fitting.processes import world
+from paretomerge.fitting.teachers import Kept
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
+from paretomerge.weights.lazy import Weights
 from paretomerge.weights.shared_models import SharedModels, own_tensors
 
-_IN_MEMORY = 1 << 29
-"""Up to this many bytes a task's expert predictions are kept in memory, beyond that in a file of the run's folder."""
 _HELD_OUT = 256
 """Held-out inputs a task that early stopping looks at."""
 _WATCHED = 1 << 22
@@ -37,7 +41,7 @@ class _Source:
     """Inputs, and what the expert says of them (None where the objective does not ask)."""
 
     inputs: Inputs
-    teacher: Tensor | None = None
+    teacher: Kept | None = None
 
 
 @dataclass
@@ -49,7 +53,13 @@ class _Expert:
     fit: _Source
     held_out: _Source | None
     text_head: Tensor | None = None
-    """Of a zero-shot task: text features of the pretrained model, (classes, dim); they stay as they are."""
+    """Of a zero-shot task whose text tower stays as it is: its text features, (classes, dim)."""
+
+    def head(self) -> Tensor | None:
+        """The text features of a zero-shot task, with the model's gradient if experts differ in the text tower."""
+        if self.task.prompts is None or self.text_head is not None:
+            return self.text_head
+        return self.task.prompts.features(self.model)
 
 
 class _Spread:
@@ -77,41 +87,56 @@ class Problem:
     def __init__(
         self, experts: Experts, tasks: Mapping[str, Task], objective: str, *, batch: int, micro_batch: int | None,
         precision: str, device: torch.device, folder: Path | None, say: Callable[[str], None], held_out: bool,
+        teacher_top: int | None = 64, task_vectors: bool = True,
     ) -> None:  # fmt: skip
         if batch < 1 or (micro_batch is not None and micro_batch < 1):
             raise UserError("batch and micro_batch must be at least 1")
+        if teacher_top is not None and teacher_top < 1:
+            raise UserError("teacher_top must be at least 1 (null: keep all)")
         if objective not in OBJECTIVES:
             raise UserError(f"objective {objective!r}: choose one of {', '.join(OBJECTIVES)}")
         if objective == "infomax" and micro_batch is not None and micro_batch < batch:
             raise UserError("objective infomax compares the inputs of a batch with each other: leave micro_batch out")
         self.objective, self.batch, self.micro_batch, self.device, self.say = objective, batch, micro_batch, device, say
-        self.autocast = precision == "bfloat16"
-        sources = {name: _sources(name, tasks.get(name), objective, held_out=held_out) for name in experts.tasks}
+        self.autocast, self.teacher_top = precision == "bfloat16", teacher_top
+        sources = sources_of(experts.tasks, tasks, objective, held_out=held_out)
         self.models = SharedModels(experts, heads_of(experts), experts.merged, device)
         gc.collect()  # reference cycles hold the weights that loading made and sharing replaced: up to K models
-        # read again and not cloned: an fp32 file on a processor stays mapped, and takes no memory of its own
-        self.base = {name: experts.base[name].to(device, torch.float32) for name in self.models.weights}
-        self.task_vectors = {
-            name: experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)
-            for name in experts.merged
-        }
+        self.base: dict[str, Tensor] = {}
+        self.task_vectors: dict[str, Tensor] = {}
+        if task_vectors:
+            # read again and not cloned: an fp32 file on a processor stays mapped, and takes no memory of its own
+            self.base = {name: experts.base[name].to(device, torch.float32) for name in self.models.weights}
+            self.task_vectors = {
+                name: experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)
+                for name in experts.merged
+            }
         self.experts = [_Expert(tasks[name], self.models.models[name], *sources[name]) for name in experts.tasks]
-        with torch.no_grad():
-            for expert in self.experts:
-                if expert.task.prompts is not None:
-                    expert.text_head = expert.task.prompts.features(expert.model)
+        if task_vectors:
+            self._freeze_text_heads({name for name, v in self.task_vectors.items() if v.any()})
         self._first: dict[int, list[float]] = {}
         self._warned: set[int] = set()
         if objective in ("distill", "features"):
             for k, own in enumerate(experts.experts):
-                self._write_expert(k)
+                self.models.become_(experts, k)
                 with own_tensors(own, experts, self.experts[k].model):
-                    self._ask_expert(self.experts[k], folder)
+                    self._ask_expert(k, folder)
 
-    @property
-    def sizes(self) -> list[int]:
-        """How many inputs each task is fitted on."""
-        return [len(expert.fit.inputs) for expert in self.experts]
+    @torch.no_grad()
+    def stand_on_(self, weights: Weights, varying: Collection[str]) -> dict[str, nn.Parameter]:
+        """Take ``weights`` for the base: ``self.base`` keeps what varies, the rest is written into the models for good.
+
+        Returns:
+            The live parameters that vary; nothing is asked of the gradients of others.
+        """
+        for name, live in self.models.weights.items():
+            live.copy_(weights[name])
+            if name in varying:
+                self.base[name] = live.detach().clone()
+        self._freeze_text_heads(varying)
+        for name, live in self.models.weights.items():
+            live.requires_grad_(name in varying)
+        return {name: live for name, live in self.models.weights.items() if name in varying}
 
     def losses(self, k: int, seed: int) -> Iterator[Part]:
         """S_k on a batch, this process's share of it, micro-batch by micro-batch."""
@@ -128,9 +153,10 @@ class Problem:
             loss = OBJECTIVES[self.objective](predictions)
             watched = {}
             if self.objective != "features":
-                shares = predictions.logits.detach()[:: 1 + predictions.logits.numel() // _WATCHED].softmax(-1)
+                shares = predictions.logits.detach()[:: 1 + predictions.logits.numel() // _WATCHED].float().softmax(-1)
                 total, count = total.to(shares) + shares.sum(0), count + len(shares)
                 watched["marginal"] = float(shannon(total / count))
+            del predictions  # the logits' memory is the backward pass's now
             yield Part(loss, len(indices) / len(drawn), watched)
 
     @torch.no_grad()
@@ -148,7 +174,8 @@ class Problem:
         return total / len(self.experts)
 
     def watching(self, report: Report | None) -> Report:
-        """A report that tells the user when the predictions of a task collapse to few classes."""
+        """A report that tells the user when the predictions of a task collapse to few classes, or epo's program fails."""
+        told: set[str] = set()
 
         def watch(done: int, logged: Mapping[str, Any]) -> None:
             for key, each in logged["watched"].items():
@@ -165,6 +192,10 @@ class Problem:
                         f"warning: step {done}: the predictions of task {task} collapse to few classes (marginal entropy "
                         f"{value:.2f}, at first {float(np.median(first)):.2f}): use objective=distill or infomax"
                     )
+            mode = str(logged.get("epo", {}).get("mode", ""))
+            if mode.startswith("linear") and mode not in told:
+                told.add(mode)
+                self.say(f"warning: step {done}: epo's linear program has no solution ({mode}); the step is linear in γ")
             if report:
                 report(done, logged)
 
@@ -175,51 +206,112 @@ class Problem:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             outputs = self._outputs(expert, batch)
         rows = torch.as_tensor(indices)
-        teacher = None if source.teacher is None else source.teacher[rows].to(self.device, torch.float32)
+        kept = source.teacher
+        teacher = None if kept is None else kept.values[rows].to(self.device, torch.float32)
         labels = None if source.inputs.labels is None else source.inputs.labels[rows].to(self.device)
-        if expert.task.kind != "language-modelling" or self.objective == "features":
+        if not self._running(expert):
             return Predictions(outputs.float(), teacher, labels)
-        # position t predicts token t + 1
         tokens = batch["input_ids"][:, 1:]
         mask = batch["attention_mask"][:, 1:].bool() if "attention_mask" in batch else None
         if teacher is not None:
             teacher = _counted(teacher[:, : tokens.shape[1]], mask)
-        return Predictions(_counted(outputs[:, :-1], mask).float(), teacher, _counted(tokens, mask))
+        if kept is None or kept.places is None:
+            return Predictions(_counted(outputs, mask).float(), teacher, _counted(tokens, mask))
+        places = _counted(kept.places[rows, : tokens.shape[1]].to(self.device), mask)
+        return Predictions(_counted(outputs, mask), teacher, _counted(tokens, mask), places)
+
+    def _running(self, expert: _Expert) -> bool:
+        """Whether a prediction is wanted at every token: that at t is of token t + 1."""
+        return expert.task.kind == "language-modelling" and self.objective != "features"
 
     def _outputs(self, expert: _Expert, batch: dict[str, Tensor]) -> Tensor:
         """Logits, or for feature matching the mean over tokens of the last hidden state."""
+        if self._running(expert):  # nothing is asked of the last token, and those before do not see it
+            return predict(expert.model, {name: x[:, :-1] for name, x in batch.items()})
         if self.objective != "features":
-            return predict(expert.model, batch, expert.text_head)
+            return predict(expert.model, batch, expert.head())
         last: Tensor = expert.model(**batch, output_hidden_states=True).hidden_states[-1]
         if last.ndim != 3:
             return last.flatten(1)
         mask = batch.get("attention_mask", torch.ones(last.shape[:2], device=last.device))[..., None].to(last.dtype)
         return (last * mask).sum(1) / mask.sum(1)
 
-    @torch.no_grad()
-    def _write_expert(self, k: int) -> None:
-        """θ_k into the shared weights."""
-        for name, weight in self.models.weights.items():
-            weight.copy_(self.base[name] + self.task_vectors[name][k].view_as(weight))
+    def _freeze_text_heads(self, varying: Collection[str]) -> None:
+        """Zero-shot heads are computed once if nothing of the text tower varies; if something does, θ(γ)'s is what counts.
+
+        So the fit looks at the same head as whoever measures or uses the models.
+        """
+        for expert in self.experts:
+            if (prompts := expert.task.prompts) is None:
+                continue
+            if changed := [name for name in self._read_by_text(expert) if name in varying]:
+                self.say(
+                    f"{expert.task.name}: the experts differ in the text tower ({changed[0]} and {len(changed) - 1} more): the "
+                    f"head of its {len(prompts.inputs)} prompts is computed anew in every step; to keep the base's, --exclude "
+                    f"its tensors"
+                )
+                continue
+            with torch.no_grad():
+                expert.text_head = prompts.features(expert.model)
+
+    def _read_by_text(self, expert: _Expert) -> list[str]:
+        """Names of the merged tensors that a text feature depends on, found by one prompt's gradient."""
+        assert expert.task.prompts is not None
+        one = _Spread(expert.task.prompts.inputs, 1)
+        with torch.enable_grad():
+            Prompts(one, 1).features(expert.model).sum().backward()
+        names = [name for name, weight in self.models.weights.items() if weight.grad is not None]
+        for weight in self.models.weights.values():
+            weight.grad = None
+        return names
 
     @torch.no_grad()
-    def _ask_expert(self, expert: _Expert, folder: Path | None) -> None:
-        """Keep what the expert, whose weights are in the models, says of its inputs: fp32 (fp16 for language models)."""
-        running = expert.task.kind == "language-modelling" and self.objective != "features"
+    def _ask_expert(self, k: int, folder: Path | None) -> None:
+        """Keep what the expert, whose weights are in the models, says of its inputs: fp32 (of every token: fp16)."""
+        expert = self.experts[k]
+        running = self._running(expert)
+        size = min(64, self.micro_batch or self.batch) if running else 64
         for what, source in (("fit", expert.fit), ("held-out", expert.held_out)):
             if source is None:
                 continue
-            batches = torch.arange(len(source.inputs)).split(64)
-            for indices in batches:
-                batch = {name: tensor.to(self.device) for name, tensor in source.inputs.batch(indices.tolist()).items()}
-                part = self._outputs(expert, batch).to("cpu", torch.float16 if running else torch.float32)
-                if source.teacher is None:
-                    shape = list(part.shape)
-                    shape[0] = len(source.inputs)
-                    if running:  # texts of different lengths: as long as the longest
-                        shape[1] = max(source.inputs.batch(i.tolist())["input_ids"].shape[1] for i in batches)
-                    source.teacher = _room(shape, part.dtype, folder, f"{expert.task.name}-{what}")
-                source.teacher[indices, : part.shape[1]] = part
+            inputs = source.inputs
+            shape: tuple[int, ...] = ()
+
+            def predicted(indices: Tensor, inputs: Inputs = inputs) -> Tensor:
+                batch = {name: tensor.to(self.device) for name, tensor in inputs.batch(indices.tolist()).items()}
+                return self._outputs(expert, batch)
+
+            if running:  # texts of different lengths: as long as the longest
+                chunks = torch.arange(len(inputs)).split(size)
+                shape = (max(inputs.batch(i.tolist())["input_ids"].shape[1] for i in chunks) - 1,)
+            facts = (what, self.objective, self.teacher_top if running else None, str(self.device))
+            head = () if expert.text_head is None else (expert.text_head,)
+            source.teacher = teachers.ask(
+                len(inputs), predicted, batch=size, shape=shape, top=self.teacher_top if running else None,
+                dtype=torch.float16 if running else torch.float32,
+                file=folder / "teacher" / f"{expert.task.name}-{what}-{world()[0]}" if folder else None,  # each process its own
+                key=partial(teachers.key_of, expert.model, inputs, size, facts, head),
+                say=lambda line: self.say(f"{expert.task.name}: {line}"),
+            )  # fmt: skip
+
+
+def sources_of(
+    names: Sequence[str], tasks: Mapping[str, Task], objective: str, *, held_out: bool
+) -> dict[str, tuple[_Source, _Source | None]]:
+    """Each task's inputs to fit on, and those for early stopping if it is wanted.
+
+    Raises:
+        UserError: there are none.
+    """
+    return {name: _sources(name, tasks.get(name), objective, held_out=held_out) for name in names}
+
+
+def facts_of(
+    names: Sequence[str], tasks: Mapping[str, Task], objective: str, options: Mapping[str, Any], *, held_out: bool
+) -> dict[str, Any]:
+    """What determines a run beside its ``Settings``, known before any expert is asked; for ``fit_`` and ``check_resumable``."""
+    sources = sources_of(names, tasks, objective, held_out=held_out)
+    return {"tasks": list(names), "inputs": [len(fit.inputs) for fit, _ in sources.values()], **options}
 
 
 def _sources(name: str, task: Task | None, objective: str, *, held_out: bool) -> tuple[_Source, _Source | None]:
@@ -242,12 +334,3 @@ def _sources(name: str, task: Task | None, objective: str, *, held_out: bool) ->
 def _counted(each: Tensor, mask: Tensor | None) -> Tensor:
     """(inputs, tokens, …) -> (n, …), the tokens that count; all of them by a view, whose gradient is far cheaper."""
     return each.flatten(0, 1) if mask is None or bool(mask.all()) else each[mask]
-
-
-def _room(shape: Sequence[int], dtype: torch.dtype, folder: Path | None, name: str) -> Tensor:
-    """A tensor in memory, or in a file of the run's folder if it is large."""
-    if torch.Size(shape).numel() * dtype.itemsize <= _IN_MEMORY or folder is None:
-        return torch.empty(*shape, dtype=dtype)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"teacher-{name}-{world()[0]}.npy"  # each process its own
-    return torch.from_numpy(np.lib.format.open_memmap(file, "w+", np.dtype(str(dtype).removeprefix("torch.")), tuple(shape)))

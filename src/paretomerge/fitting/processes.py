@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from paretomerge.errors import UserError
 
@@ -23,6 +24,22 @@ def joined() -> Iterator[bool]:
         torch.distributed.barrier()  # one that leaves while another still listens makes that one abort
     finally:
         torch.distributed.destroy_process_group()
+
+
+def summed(tensor: Tensor, device: torch.device) -> Tensor:
+    """Σ over all processes, each of which has its share; the device is one whose tensors they can exchange."""
+    if world()[1] == 1:
+        return tensor
+    moved = tensor.to(device)
+    torch.distributed.all_reduce(moved)
+    return moved.to(tensor.device)
+
+
+def world() -> tuple[int, int]:
+    """(rank, number of processes) of a distributed run; (0, 1) of a plain one."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
 
 
 def device_of(name: str) -> torch.device:

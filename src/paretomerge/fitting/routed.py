@@ -12,14 +12,15 @@ from torch import Tensor
 
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, fit_
-from paretomerge.fitting.problem import Problem
-from paretomerge.fitting.processes import device_of
+from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
+from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.steered import at_equal, keep
 from paretomerge.sets.modules import choose_modules
 from paretomerge.sets.routed import Routed
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.live import device_of
 
 PAPER: dict[str, Any] = {
     "modules": "mlp", "objective": "cross-entropy", "batch": 16, "steps": 4000, "lr": 1e-2, "schedule": "cosine", "alpha": 1.0,
@@ -44,9 +45,9 @@ def pwe_moe(
     alpha: float = 1.0,
     sampling: Literal["dirichlet", "stratified", "corners"] = "dirichlet",
     equal_every: int = 0,
-    scalarization: Literal["linear", "smooth-tchebycheff"] = "linear",
+    scalarization: Scalarization = "linear",
     mu: float = 0.1,
-    skip_below: float = 0.01,
+    skip_below: float | None = None,
     clip: float = 0.0,
     patience: int = 0,
     seed: int = 0,
@@ -95,6 +96,10 @@ def pwe_moe(
     Raises:
         UserError: a task without inputs, an option that does not fit.
         Stopped: see ``fit_``.
+
+    Needs: inputs (labels for cross-entropy).
+    Stores: one model; K task vectors of the upscaled modules; their routers.
+    Paper: Tang et al. 2024, arXiv 2406.09770.
     """
     options = {
         k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")
@@ -105,6 +110,9 @@ def pwe_moe(
     n_tasks = len(experts)
     lam = scale if scale is not None else 0.6 if n_tasks == 2 else 0.3
     chosen = choose_modules(experts.infos, experts.merged, modules)
+    facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
+    if resume:
+        check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
         held_out=patience > 0,
@@ -129,8 +137,9 @@ def pwe_moe(
         settings,
         folder=folder,
         resume=resume,
-        facts={"tasks": list(experts.tasks), "inputs": problem.sizes, **options},
+        facts=facts,
         held_out=problem.held_out if patience else None,
+        whole=micro_batch is None or micro_batch >= batch,
         report=problem.watching(report),
     )
     base = at_equal(experts, learned, {name: tensor.cpu() for name, tensor in rest.items()})

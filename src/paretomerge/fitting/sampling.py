@@ -21,6 +21,8 @@ def preference_of_step(step: int, n_tasks: int, settings: Settings) -> Tensor:
     dirichlet: Dirichlet(α). stratified: the same, with the tasks taking turns at having the largest share. corners: at every
     second step, at random, all of γ on the task with the largest share.
     """
+    if settings.preference is not None:
+        return torch.tensor(settings.preference, dtype=torch.float64)
     if settings.equal_every and step % settings.equal_every == settings.equal_every - 1:
         return torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64)
     gamma = dirichlet(n_tasks, 1, settings.alpha, seed_of(settings.seed, step, 1))[0]
@@ -39,7 +41,7 @@ def tasks_of_step(gamma: Tensor, step: int, settings: Settings) -> tuple[list[in
     """
     factors = torch.ones_like(gamma)
     threshold = settings.skip_below
-    if threshold <= 0:
+    if not threshold:
         return list(range(len(gamma))), factors
     generator = torch.Generator().manual_seed(seed_of(settings.seed, step, 2))
     draws = torch.rand(len(gamma), generator=generator, dtype=torch.float64)

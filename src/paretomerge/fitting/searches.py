@@ -67,6 +67,10 @@ def map_front(
         measure: points of the front that are evaluated, spread over it, beyond ``evaluations``; 0: none.
         choice: how a preference picks: Tchebycheff reaches every point of a front, a weighted sum its convex parts only.
         seed: of everything random.
+
+    Needs: evaluations: inputs with labels, or an evaluator.
+    Stores: one model, K task vectors and a list of points.
+    Paper: Li et al. 2025, arXiv 2406.07529.
     """
     options = {"evaluations": evaluations, "sampling": sampling, "anchors": anchors, "loss": loss, "population": population,
                "generations": generations, "runs": runs, "measure": measure, "seed": seed}  # fmt: skip
@@ -116,6 +120,10 @@ def map_bayesian(
         measure: as in map.
         choice: as in map.
         seed: of everything random.
+
+    Needs: evaluations: inputs with labels, or an evaluator.
+    Stores: one model, K task vectors and a list of points.
+    Paper: Li et al. 2025, Bayesian MAP.
     """
     options = {"first": first, "rounds": rounds, "each": each, "temperature": temperature, "loss": loss,
                "population": population, "generations": generations, "runs": runs, "measure": measure,
@@ -162,6 +170,10 @@ def map_nested(
         measure: evaluate the final models.
         choice: as in map, within each pair.
         seed: of everything random.
+
+    Needs: evaluations: inputs with labels, or an evaluator.
+    Stores: one model, K task vectors and a point per asked preference.
+    Paper: Li et al. 2025, nested MAP.
     """
     wanted = [preferences] if isinstance(preferences, str) else list(preferences)
     if not wanted:
@@ -204,6 +216,10 @@ def direct(
         box: as in map.
         choice: as in map.
         seed: of what is random.
+
+    Needs: evaluations: inputs with labels, or an evaluator.
+    Stores: one model, K task vectors and a list of points.
+    Paper: the baseline of MAP.
     """
     options = {"evaluations": evaluations, "sampling": sampling, "anchors": anchors, "seed": seed}
 
@@ -238,6 +254,10 @@ def evolved(
         box: as in map.
         choice: as in map.
         seed: of what is random.
+
+    Needs: evaluations: inputs with labels, or an evaluator.
+    Stores: one model, K task vectors and a list of points.
+    Paper: Zhang & Li 2007 (MOEA/D), a baseline of MAP.
     """
     options = {"population": population, "generations": generations, "seed": seed}
 

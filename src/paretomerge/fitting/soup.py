@@ -15,6 +15,10 @@ def soup(experts: Experts, *, on: Weights | None = None, scale: float | None = N
         experts: base and experts.
         on: the merge at equal preference; None: Task Arithmetic with λ, which makes it θ₀ + Kλ Σ_k γ_k v_k.
         scale: λ; None: 1/K, Rewarded Soups (Rame et al. 2023), whose one-hot preferences are the experts.
+
+    Needs: no data.
+    Stores: one model; K task vectors, each as large as a model.
+    Paper: Ramé et al. 2023, arXiv 2306.04488.
     """
     n_tasks = len(experts)
     lam = 1 / n_tasks if scale is None else float(scale)

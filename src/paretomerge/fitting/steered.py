@@ -14,15 +14,16 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, fit_
-from paretomerge.fitting.problem import Problem
-from paretomerge.fitting.processes import device_of
+from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
+from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.sets.steered import Steered
 from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
 from paretomerge.weights.experts import Experts, matrix_shape
 from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.live import device_of
 
 
 def steered(
@@ -44,10 +45,10 @@ def steered(
     alpha: float = 0.3,
     sampling: Literal["dirichlet", "stratified", "corners"] = "dirichlet",
     equal_every: int = 4,
-    scalarization: Literal["linear", "smooth-tchebycheff"] = "linear",
+    scalarization: Scalarization = "linear",
     mu: float = 0.1,
     beta: float = 0.0,
-    skip_below: float = 0.01,
+    skip_below: float | None = None,
     clip: float = 0.0,
     patience: int = 0,
     seed: int = 0,
@@ -101,6 +102,10 @@ def steered(
     Raises:
         UserError: a task without inputs, an option that does not fit.
         Stopped: see ``fit_``.
+
+    Needs: inputs (labels for cross-entropy).
+    Stores: one model; K task vectors, whole or of rank R; M, b for each tensor; A, B and K cores.
+    Paper: none.
     """
     options = {
         k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")
@@ -113,6 +118,9 @@ def steered(
     n_tasks = len(experts)
     lam = 1 / n_tasks if scale is None else scale
     low_rank = low_rank_targets(experts, targets, rank, fuse_qkv=fuse_qkv)
+    facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
+    if resume:
+        check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
         held_out=patience > 0,
@@ -134,8 +142,9 @@ def steered(
         settings,
         folder=folder,
         resume=resume,
-        facts={"tasks": list(experts.tasks), "inputs": problem.sizes, **options},
+        facts=facts,
         held_out=problem.held_out if patience else None,
+        whole=micro_batch is None or micro_batch >= batch,
         report=problem.watching(report),
     )
     base = at_equal(experts, learned)
@@ -187,13 +196,13 @@ def keep(
         else:
             kept[name] = v.to(as_stored)
             whole[name] = kept[name].cpu().view(len(v), *infos[name].shape)
-        gap = v - kept[name].to(v)
-        if before := float(v.double().square().sum()):
-            gone = float(gap.double().square().sum())
-            lost, total = lost + gone, total + before
-            worst = max(worst, (name, (gone / before) ** 0.5), key=lambda pair: pair[1])
-            if gone:
-                shifted[name] = base[name] + scale * gap.sum(0).view_as(base[name])
+        before, gone = float(torch.linalg.vector_norm(v)), 0.0
+        if kept[name].dtype != v.dtype or name in left:
+            gap = v - kept[name].to(v)
+            gone = float(torch.linalg.vector_norm(gap))
+            shifted[name] = base[name] + scale * gap.sum(0).view_as(base[name])
+        lost, total = lost + gone**2, total + before**2
+        worst = max(worst, (name, gone / before if before else 0.0), key=lambda pair: pair[1])
         # the loop multiplies in fp32 or bf16, whatever is stored
         kept[name] = kept[name].to(torch.bfloat16 if as_stored.itemsize < 4 else v.dtype)
     stored = TaskVectors(Weights.of(whole), Weights.of(left), Weights.of(right))

@@ -19,6 +19,10 @@ def average(experts: Experts, *, weights: PerTask = 1.0, normalize: bool = True)
         experts: base and experts.
         weights: w, one number or one per task.
         normalize: divide by Σ_k w_k.
+
+    Needs: no data.
+    Stores: one model.
+    Paper: Wortsman et al. 2022, arXiv 2203.05482.
     """
     w = per_task(weights, experts.tasks, "weights")
     total = float(w.sum())
@@ -34,6 +38,10 @@ def task_arithmetic(experts: Experts, *, scale: PerTask = 0.3) -> Weights:
     Args:
         experts: base and experts.
         scale: λ, one number (0.3 is the paper's choice for eight tasks) or one per task.
+
+    Needs: no data.
+    Stores: one model.
+    Paper: Ilharco et al. 2023, arXiv 2212.04089.
     """
     lambdas = per_task(scale, experts.tasks, "scale")
     return by_rows(experts, lambda name: lambda base, v: weighted_sum(v, lambdas).add_(base))

@@ -38,6 +38,10 @@ def dare_linear(
         scale: λ.
         rescale: divide by 1 − p, which keeps the expectation of v_k; False: only drop.
         seed: of the random masks; the same seed gives the same bytes.
+
+    Needs: no data.
+    Stores: one model.
+    Paper: Yu et al. 2024, arXiv 2311.03099.
     """
     lambdas = per_task(scale, experts.tasks, "scale")
     keep, drop = dropout(experts, density, seed)
@@ -70,6 +74,10 @@ def dare_ties(
         normalize: disjoint mean; False: disjoint sum (mergekit's default for this merge).
         rescale: divide the kept entries by 1 − p.
         seed: of the random masks.
+
+    Needs: no data.
+    Stores: one model.
+    Paper: Yu et al. 2024, arXiv 2311.03099.
     """
     w = per_task(weights, experts.tasks, "weights")
     keep, drop = dropout(experts, density, seed)
@@ -118,6 +126,10 @@ def della(
 
     Raises:
         UserError: density ± ε/2 leaves [0, 1].
+
+    Needs: no data.
+    Stores: one model.
+    Paper: Deep et al. 2024, arXiv 2406.11617.
     """
     w = per_task(weights, experts.tasks, "weights")
     densities = per_task(density, experts.tasks, "density").flatten().tolist()

@@ -26,6 +26,10 @@ def slerp(experts: Experts, *, t: float = 0.5) -> Weights:
 
     Raises:
         UserError: not two experts.
+
+    Needs: no data; exactly two experts.
+    Stores: one model.
+    Paper: Shoemake 1985, Animating rotation with quaternion curves.
     """
     if len(experts) != 2:
         raise UserError(f"slerp interpolates between two experts, not {len(experts)}")

@@ -20,6 +20,10 @@ def tsv(experts: Experts, *, scale: float = 1.0) -> Weights:
     Args:
         experts: base and experts.
         scale: λ.
+
+    Needs: no data.
+    Stores: one model.
+    Paper: Gargiulo et al. 2025, arXiv 2412.00081.
     """
 
     def combine(name: str, base: Tensor, v: Tensor) -> Tensor:
@@ -45,6 +49,10 @@ def iso_c(experts: Experts, *, scale: float = 1.0) -> Weights:
     Args:
         experts: base and experts.
         scale: λ (the paper tunes it on validation data).
+
+    Needs: no data.
+    Stores: one model.
+    Paper: Marczak et al. 2025, arXiv 2502.04959.
     """
 
     def combine(name: str, base: Tensor, v: Tensor) -> Tensor:

@@ -36,6 +36,10 @@ def ties(
             Entries as large as the smallest kept are all kept.
         weights: w_k, in election and mean; one number or one per task.
         normalize: disjoint mean, as in the paper; False: disjoint sum.
+
+    Needs: no data.
+    Stores: one model.
+    Paper: Yadav et al. 2023, arXiv 2306.01708.
     """
     densities = per_task(density, experts.tasks, "density").flatten().tolist()
     w = per_task(weights, experts.tasks, "weights")

@@ -92,9 +92,7 @@ def routing_figure(path: Path, routing: Routing) -> None:
         figure, axes = pyplot.subplots(1, len(tasks), figsize=size, layout="constrained", sharey=True, squeeze=False)
         for task, axis, weights in zip(tasks, axes[0], routing.weights, strict=True):
             # white is none of a task vector; the colours tell apart for all common kinds of colour blindness
-            image = axis.imshow(
-                weights.numpy(), cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest"
-            )
+            image = axis.imshow(weights.numpy(), cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
             axis.set_title(f"only:{task}")
             axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right")
             axis.set_xlabel("task vector")

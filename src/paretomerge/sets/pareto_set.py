@@ -40,6 +40,14 @@ class ParetoSet(ABC):
     def shift_(self, name: str, tensor: Tensor, to: Tensor, since: Tensor) -> Tensor:
         """Add θ(to) − θ(since) of tensor ``name`` to ``tensor``, in place; preferences are (K,) in fp64."""
 
+    def on_head(self, task: str, head: Weights, preference: Preference) -> Weights:
+        """A task's own tensors as they are at a preference: a set may move them, too."""
+        return head
+
+    def varying_of_head(self, task: str) -> Collection[str]:
+        """Names of the task's own tensors that depend on the preference."""
+        return ()
+
     @abstractmethod
     def stored(self) -> tuple[Weights, dict[str, Any]]:
         """What a front folder keeps beside the base: tensors, and facts for its JSON file."""

@@ -41,7 +41,7 @@ def build_model(weights: Weights, config: Mapping[str, Any]) -> PreTrainedModel:
     return model.eval()
 
 
-def device_named(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """A device: ``"cpu"``, ``"cuda"``, ``"mps"`` …; ``"auto"``: the best there is, of several each process its own.
 
     Raises:
