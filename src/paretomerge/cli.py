@@ -110,6 +110,7 @@ def merge(
     option: OptionValues = None,
     data: Data = None,
     output: Output = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Of LoRA experts: write their sum as one adapter.")] = False,
     head: HeadOf = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
@@ -133,6 +134,7 @@ def merge(
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
     from paretomerge.export.huggingface import write_model
+    from paretomerge.export.lora import write_sum_of_adapters
     from paretomerge.front import sources_of, versions
     from paretomerge.weights.heads import head_of, heads_of
 
@@ -151,6 +153,10 @@ def merge(
         "sources": sources_of(experts, hashes=False),
         "versions": versions(),
     }
+    if lora:
+        write_sum_of_adapters(merged, folder, config=config, provenance=provenance, overwrite=overwrite)
+        done(folder, None, started, quiet, as_json, {"method": provenance["method"]})
+        return
     with progress("merging", len(merged), merged.nbytes, quiet) as tick:
         write_model(
             merged, folder, config=config, companions=path if path and path.is_dir() else None, provenance=provenance,
@@ -184,6 +190,9 @@ def fit(
     ray: Ray = None,
     gpus: Gpus = 0.0,
     output: Output = None,
+    copy_base: Annotated[
+        bool, typer.Option("--copy-base", help="Write the whole model, though LoRA experts need a reference to the base only.")
+    ] = False,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
     vocab: Vocab = None,
@@ -244,7 +253,7 @@ def fit(
     tensors, _ = front.pareto_set.stored()
     written = front.pareto_set.base
     with progress("writing", len(written) + len(tensors), written.nbytes + tensors.nbytes, quiet) as tick:
-        front.save(folder, overwrite=overwrite, shard_bytes=plan.shard_bytes, progress=tick)
+        front.save(folder, overwrite=overwrite, copy_base=copy_base, shard_bytes=plan.shard_bytes, progress=tick)
     done(folder, written, started, quiet, as_json, front.summary())
 
 
@@ -262,6 +271,7 @@ def pick(
     maximise: Annotated[str | None, typer.Option("--maximise", metavar="TASK", help="… and best at this task.")] = None,
     knee: Annotated[bool, typer.Option("--knee", help="The measured preference where the front bends most.")] = False,
     lora: Annotated[bool, typer.Option("--lora", help="Write a PEFT LoRA adapter on the front's base instead.")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", help="With --lora: of the adapter at most; the error is said.")] = None,
     base_model: Annotated[
         str | None, typer.Option("--base-model", help="With --lora: the name under which the adapter finds the front.")
     ] = None,
@@ -307,11 +317,15 @@ def pick(
     if lora:
         if dtype or shard_size:
             raise UserError("--dtype and --shard-size do not go with --lora: an adapter is one small file in float32")
-        opened.pick_lora(gamma, output, head=head, base_model=base_model, overwrite=overwrite)
+        error = opened.pick_lora(gamma, output, head=head, rank=rank, base_model=base_model, overwrite=overwrite)
+        if rank is not None:
+            facts = {**facts, "rank": rank, "relative_error": round(error, 6)}
+            if not quiet:
+                print(f"rank {rank} at most: relative error of the adapted matrices {error:.2%}", file=sys.stderr)
         done(output, None, started, quiet, as_json, facts)
         return
-    if base_model:
-        raise UserError("--base-model goes with --lora only")
+    if base_model or rank is not None:
+        raise UserError("--base-model and --rank go with --lora only")
     weights = opened.at(gamma, _dtype(plan.dtype), head)
     with progress("writing", len(weights), weights.nbytes, quiet) as tick:
         opened.pick(
@@ -321,7 +335,7 @@ def pick(
     done(output, weights, started, quiet, as_json, facts)
 
 
-for _command in (looking.evaluate, looking.select, looking.info, looking.methods, looking.demo):
+for _command in (looking.evaluate, looking.select, looking.info, looking.methods, looking.relocate, looking.demo):
     app.command()(_command)
 
 

@@ -22,15 +22,17 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import write_companions, write_model
-from paretomerge.export.lora import write_lora
+from paretomerge.export.lora import adapter_files, write_lora
+from paretomerge.merges.linear import task_arithmetic
 from paretomerge.options import shown
 from paretomerge.sets import SETS
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet, Preference
+from paretomerge.weights.adapted import Adapted, Pair, compressed
 from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_json
-from paretomerge.weights.experts import Experts
+from paretomerge.weights.experts import Experts, load_experts
 from paretomerge.weights.heads import Head, head_of, heads_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import build_model
@@ -80,6 +82,8 @@ class _Facts(BaseModel):
     set: dict[str, Any]
     heads: dict[str, _Head]
     sources: _Sources
+    origin: str | None = None
+    """Where the base is, if the front does not hold it."""
     measured: list[_Row] = []
 
     @model_validator(mode="after")
@@ -184,14 +188,25 @@ class Front:
         folder: str | Path,
         *,
         overwrite: bool = False,
+        copy_base: bool = False,
         shard_bytes: int = SHARD_BYTES,
         progress: Progress | None = None,
     ) -> None:
-        """Write the front's folder: the equal-preference model as a Hugging Face checkpoint, and the set beside it."""
+        """Write the front's folder: the equal-preference model as a Hugging Face checkpoint, and the set beside it.
+
+        Of LoRA experts the equal-preference model is an adapter, too, and the base is referred to, by its path and hashes
+        (``origin``); ``copy_base`` writes a whole checkpoint all the same.
+        """
         tensors, facts = self.pareto_set.stored()
+        adapter = None if copy_base else self._equal_adapter()
         with whole_folder(folder, overwrite=FACTS if overwrite else None) as temporary:
-            write_shards(self.pareto_set.base, temporary, shard_bytes=shard_bytes, progress=progress)
-            write_companions(temporary, self.config, self.companions, self.pareto_set.base)
+            if adapter:
+                write_safetensors(adapter[0], temporary / "adapter_model.safetensors", progress=progress)
+                write_json(temporary / "adapter_config.json", adapter[1])
+                write_companions(temporary, {}, self.companions, self.pareto_set.base)
+            else:
+                write_shards(self.pareto_set.base, temporary, shard_bytes=shard_bytes, progress=progress)
+                write_companions(temporary, self.config, self.companions, self.pareto_set.base)
             write_safetensors(tensors, temporary / TENSORS, progress=progress)
             heads = {}
             for task, head in self.heads.items():
@@ -209,6 +224,7 @@ class Front:
                     "set": facts,
                     "heads": heads,
                     "sources": self.sources,
+                    "origin": adapter[1]["base_model_name_or_path"] if adapter else None,
                     "versions": versions(),
                     "measured": list(self.measured),
                 },
@@ -244,24 +260,69 @@ class Front:
         folder: str | Path,
         *,
         head: str | None = None,
+        rank: int | None = None,
         base_model: str | None = None,
         overwrite: bool = False,
-    ) -> None:
-        """Write θ(γ) − base as a PEFT adapter for the front's folder (or for ``base_model``, a copy of it elsewhere)."""
+    ) -> float:
+        """Write θ(γ) as a PEFT adapter: on the front's folder, or on the base that a front of LoRA experts refers to.
+
+        Args:
+            preference: γ.
+            folder: the folder to make.
+            head: the task whose head the adapter is to bring along.
+            rank: the largest rank, by truncated SVD; None: all of it.
+            base_model: the name under which the adapter finds its base elsewhere.
+            overwrite: replace a folder that paretomerge wrote.
+
+        Returns:
+            The relative error in the adapted matrices (Frobenius) that ``rank`` costs.
+
+        Raises:
+            UserError: a set of full rank; what ``write_lora`` raises.
+        """
         if not isinstance(self.pareto_set, LowRank):
             raise UserError(
                 f"a {self.pareto_set.method} has full rank: there is no LoRA of it. Pick a checkpoint, or fit pareto-merging"
             )
+        if rank is not None and rank < 1:
+            raise UserError(f"rank {rank}: must be at least 1")
+        gamma = self.pareto_set.preference(preference)
+        pairs = {name: Pair(*self.pareto_set.low_rank(name, gamma)) for name in self.pareto_set.varying}
+        where, lost, total = self.folder, 0.0, 0.0
+        if (base := self._on_origin()) is not None:  # the adapter brings the base merge along
+            pairs, where = base[0].plus(pairs).pairs(), base[1]
+        if base is not None or rank is not None:
+            for name, pair in pairs.items():
+                smaller = compressed(pair, rank)
+                pairs[name], lost, total = smaller.pair, lost + smaller.lost, total + smaller.total
         write_lora(
-            self.pareto_set,
-            self.pareto_set.preference(preference),
+            pairs,
             folder,
             config=self._config(head),
-            base_model=base_model or str(self.folder.resolve() if self.folder else ""),
+            base_model=base_model or (str(where.resolve()) if where else ""),
             provenance=self.provenance(preference),
             head=None if head is None else dict(self.head(head).tensors),
             overwrite=overwrite,
         )
+        return (lost / total) ** 0.5 if total else 0.0
+
+    def _on_origin(self) -> tuple[Adapted, Path] | None:
+        """The equal-preference model, if it is thin products on the model in a folder, and that folder."""
+        base = self.pareto_set.base
+        if isinstance(base, Adapted) and isinstance(base.origin, Checkpoint) and base.origin.path.is_dir():
+            return base, base.origin.path
+        return None
+
+    def _equal_adapter(self) -> tuple[Weights, dict[str, Any]] | None:
+        """The equal-preference model as an adapter's two files, if that is all it is to a model folder on disk."""
+        found = self._on_origin()
+        if found is None or not self.config or any(found[0].infos[n] != found[0].origin.infos[n] for n in found[0].infos):
+            return None
+        pairs = {name: compressed(pair).pair for name, pair in found[0].pairs().items()}
+        try:
+            return adapter_files(pairs, config=self.config, base_model=str(found[1].resolve()))
+        except UserError:  # something that PEFT cannot adapt
+            return None
 
     def summary(self) -> dict[str, Any]:
         """What the front holds, for people and for JSON."""
@@ -323,7 +384,7 @@ def sources_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
     }
     with ThreadPoolExecutor(2) as pool:
         found = {
-            task: {file.name: pool.submit(_sha256, file) if hashes else None for file in each} for task, each in files.items()
+            task: {file.name: pool.submit(sha256, file) if hashes else None for file in each} for task, each in files.items()
         }
         described = {
             task: {
@@ -335,8 +396,12 @@ def sources_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
     return {"base": described.pop(""), "experts": described}
 
 
-def load_front(folder: str | Path) -> Front:
+def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
     """Open a front folder; tensors are read when they are needed.
+
+    Args:
+        folder: the front.
+        base: of a front that refers to its base, where that is now; None: where it was.
 
     Raises:
         UserError: no front there, one of a later format, or one that is damaged.
@@ -347,20 +412,38 @@ def load_front(folder: str | Path) -> Front:
     raw = read_json(folder / FACTS)
     if raw.get("format") != FORMAT:
         raise UserError(f"{folder / FACTS}: format {shown(raw.get('format'))}; this version reads {FORMAT}: update paretomerge")
-    base = open_checkpoint(folder)
     tensors = Checkpoint(folder / TENSORS, [folder / TENSORS], {})
     try:
         facts = _Facts.model_validate(raw)
-        pareto_set = SETS[facts.method].restored(facts.tasks, base, facts.settings, tensors, facts.set)
+        equal, config = _equal_model(folder, facts.origin, base)
+        pareto_set = SETS[facts.method].restored(facts.tasks, equal, facts.settings, tensors, facts.set)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{folder / FACTS}: damaged ({_reason(error)}): fit the front again") from error
     heads = {}
     for task, head in facts.heads.items():
         file = folder / _HEADS / task / "head.safetensors"
-        config = read_json(file.with_name("config.json"))
-        heads[task] = Head(Checkpoint(file, [file], {}), config, head.prefix, tuple(head.lacks))
+        own = read_json(file.with_name("config.json"))
+        heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks))
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
-    return Front(pareto_set, base.config, heads, facts.sources.model_dump(), folder, folder, measured)
+    return Front(pareto_set, config, heads, facts.sources.model_dump(), folder, folder, measured)
+
+
+def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> tuple[Weights, Mapping[str, Any]]:
+    """The equal-preference model of a front folder, and its configuration: a checkpoint, or an adapter on its origin."""
+    if origin is None:
+        if base is not None:
+            raise UserError(f"{folder}: holds its base itself: leave the base out")
+        checkpoint = open_checkpoint(folder)
+        return checkpoint, checkpoint.config
+    try:
+        start = open_checkpoint(base or origin)
+    except UserError as error:
+        if base is not None:
+            raise
+        cure = f"paretomerge relocate {folder} --base PATH, if it was moved"
+        raise UserError(f"{folder / FACTS}: refers to a base that cannot be opened ({error}): {cure}") from error
+    experts = load_experts(start.path, {"equal": folder})
+    return task_arithmetic(experts, scale=1.0), start.config
 
 
 def versions() -> dict[str, str]:
@@ -376,7 +459,8 @@ def _reason(error: Exception) -> str:
     return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
     facts = file.stat()
     return _read_sha256(file, facts.st_size, facts.st_mtime_ns)
 

@@ -154,6 +154,16 @@ def info(
     Console(markup=False, emoji=False, highlight=False).print(table)
 
 
+def relocate(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    base: Annotated[str, typer.Option("--base", metavar="PATH", help="Where the base is now.")],
+) -> None:
+    """Let a front of LoRA experts, which refers to its base, find it in another place; the files must be the same."""
+    from paretomerge.provenance import relocate as moved
+
+    moved(front, base)
+
+
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None, as_json: Json = False
 ) -> None:

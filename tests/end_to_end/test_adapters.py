@@ -25,6 +25,7 @@ def adapted(cls, front, adapter, **changes):
     [
         ("llama", ["rank=3"]),
         ("llama", ["rank=3", "fuse_qkv=true"]),
+        ("llama", ["rank=3", "targets=*embed_tokens*"]),
         ("llama", ["rank=12", "targets=all"]),  # more than k_proj's 8 rows: ranks differ
         ("gpt2", ["rank=3"]),
         ("gpt2", ["rank=5", "targets=all"]),
@@ -52,7 +53,7 @@ def test_the_adapter_gives_the_logits_of_the_dense_pick(cli, zoo, kind, options)
     assert len(config["target_modules"]) == len(varying)
     for name, tensor in load_file("adapter/adapter_model.safetensors").items():
         module = name.removeprefix("base_model.model.").rsplit(".lora_", 1)[0]
-        rank = tensor.shape[0] if ".lora_A." in name else tensor.shape[1]
+        rank = tensor.shape[0] if name.endswith(("lora_A.weight", "embedding_A")) else tensor.shape[1]
         assert rank == config["rank_pattern"].get(module, config["r"])
         assert rank == min(
             int(options[0].removeprefix("rank=")), min(load_front("front").pareto_set.base[f"{module}.weight"].shape)
@@ -103,12 +104,9 @@ def test_equal_preference_is_an_adapter_that_changes_nothing(cli, zoo):
 
 
 def test_what_lora_cannot_adapt_is_named(cli, zoo):
-    """A table of tokens is a matrix, but no Linear."""
-    cli("fit", *zoo.flags("llama"), "--option", "targets=*embed_tokens*", "-o", "front")
-    refused = cli.refuses("pick", "front", "-p", "only:a", "-o", "adapter", "--lora")
-    assert refused.startswith(
-        "model.embed_tokens.weight: is a Embedding of LlamaForCausalLM; LoRA adapts Linear and Conv1D only"
-    )
+    """A table of tokens that is the output's, too: unmerged, peft would change one of the two."""
+    cli("fit", *zoo.flags("gpt2"), "--option", "targets=*wte*", "-o", "front")
+    assert "wte.weight: is tied to the output" in cli.refuses("pick", "front", "-p", "only:a", "-o", "adapter", "--lora")
 
 
 def test_adapters_as_experts(cli, zoo):

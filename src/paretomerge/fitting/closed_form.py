@@ -18,6 +18,7 @@ from paretomerge.merges.linear import task_arithmetic
 from paretomerge.sets.factors import Factors
 from paretomerge.sets.low_rank import LowRank, folded
 from paretomerge.sets.targets import choose_targets
+from paretomerge.weights.adapted import Pair
 from paretomerge.weights.experts import Experts, matrix_shape
 from paretomerge.weights.lazy import Weights
 
@@ -89,7 +90,11 @@ def pareto_merging(
     for number, (target, members) in enumerate(chosen.items()):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
         shape = (sum(rows for _, rows in members), experts.infos[members[0][0]].shape[1])
-        a, cores, b, norms = tucker2(_deviations(experts, members, n_tasks * lam), n_tasks, shape, rank, sweeps, generator)
+        if (found := thin(experts, members)) is not None:
+            a, cores, b, norms = _tucker2_of_products(found, n_tasks * lam, rank, sweeps, generator)
+        else:
+            slices = _deviations(experts, members, n_tasks * lam)
+            a, cores, b, norms = tucker2(slices, n_tasks, shape, rank, sweeps, generator)
         factors[target] = Factors(a, cores.float(), b, members)
         flat = cores.flatten(1)
         gram += flat @ flat.T
@@ -204,6 +209,42 @@ def tchebycheff_mixing(
     return mixing.detach()
 
 
+def thin(experts: Experts, members: Sequence[tuple[str, int]]) -> tuple[Pair, list[Tensor]] | None:
+    """The task vectors of the stacked members as one pair of factors, and each task's columns of it; None: some are whole.
+
+    v_k = L[:, c_k] R[c_k]: L (m, s) and R (s, n), s the sum of all ranks. NaN is found here: a decomposition hides it.
+    """
+    lefts, rights, owners = [], [], []
+    for name, _ in members:
+        if (pairs := experts.pairs(name)) is None:
+            return None
+        lefts.append(torch.cat([pair.left for pair in pairs], 1))
+        rights += [pair.right for pair in pairs]
+        owners += [torch.full((pair.rank,), k) for k, pair in enumerate(pairs)]
+        if not all(torch.isfinite(factor).all() for pair in pairs for factor in pair):
+            raise experts.not_finite(name)
+    owner = torch.cat(owners)
+    return Pair(torch.block_diag(*lefts), torch.cat(rights)), [(owner == k).nonzero()[:, 0] for k in range(len(experts))]
+
+
+def _tucker2_of_products(
+    found: tuple[Pair, list[Tensor]], factor: float, rank: int, sweeps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``tucker2`` of D_k = Kλ (v_k − v̄) for task vectors that are thin products: no D is formed.
+
+    With L = Q S and Rᵀ = P T (QR), v_k = Q (S[:, c_k] T[:, c_k]ᵀ) Pᵀ: everything happens between Q and Pᵀ, in s × s.
+    """
+    (left, right), columns = found
+    q, s = torch.linalg.qr(left.double())
+    p, t = torch.linalg.qr(right.double().T)
+    inner = torch.stack([s[:, c] @ t[:, c].T for c in columns])
+    inner = (inner - inner.mean(0)) * factor
+    shape = (inner.shape[1], inner.shape[2])
+    slices = [(slice(0, shape[0]), inner.float())]
+    a, cores, b, norms = tucker2(lambda: iter(slices), len(columns), shape, rank, sweeps, generator)
+    return (q @ a.double()).float(), cores, (b.double() @ p.T).float(), norms
+
+
 def _deviations(experts: Experts, members: Sequence[tuple[str, int]], factor: float) -> Slices:
     """Passes over D_k = Kλ (v_k − v̄) of the stacked members; ``factor`` is Kλ."""
 
@@ -212,8 +253,6 @@ def _deviations(experts: Experts, members: Sequence[tuple[str, int]], factor: fl
         for name, _ in members:
             for rows, _, v in experts.chunks(name, entries=1 << 20):
                 d = (v - v.mean(0)).mul_(factor).float()
-                if not torch.isfinite(d.sum()) and not torch.isfinite(d).all():
-                    raise experts.not_finite(name)
                 if not torch.isfinite(d.sum()) and not torch.isfinite(d).all():  # no decomposition would say where
                     raise experts.not_finite(name)
                 yield slice(start + rows.start, start + rows.stop), d

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import torch
+
+from paretomerge.fitting.closed_form import thin
 from paretomerge.merges.linear import task_arithmetic
+from paretomerge.sets.factors import Factors
+from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.sets.soup import Soup
+from paretomerge.weights.adapted import Adapted
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import TensorInfo, Weights
 
 
-def soup(experts: Experts, *, on: Weights | None = None, scale: float | None = None) -> Soup:
+def soup(experts: Experts, *, on: Weights | None = None, scale: float | None = None) -> ParetoSet:
     """θ(γ) = base + Kλ Σ_k (γ_k − 1/K) v_k; all K task vectors are stored.
+
+    Of LoRA experts of ranks r_k they are stored as they came, thin: the same set in Pareto Merging's form, of rank Σ_k r_k
+    or less, exactly. Every model in it is an adapter.
 
     Args:
         experts: base and experts.
@@ -22,6 +32,8 @@ def soup(experts: Experts, *, on: Weights | None = None, scale: float | None = N
     """
     n_tasks = len(experts)
     lam = 1 / n_tasks if scale is None else float(scale)
+    if experts.factored and (on is None or isinstance(on, Adapted)):
+        return _soup_of_adapters(experts, task_arithmetic(experts, scale=lam) if on is None else on, lam)
     first = {name: experts.aliases.get(name, name) for name in experts.infos}  # second copies of tied weights move along
     changed = frozenset(experts.merged)
     infos = {
@@ -29,3 +41,21 @@ def soup(experts: Experts, *, on: Weights | None = None, scale: float | None = N
     }
     task_vectors = Weights(infos, lambda name: experts.task_vectors(first[name]).to(infos[name].dtype))
     return Soup(experts.tasks, task_arithmetic(experts, scale=lam) if on is None else on, task_vectors, lam, {"scale": lam})
+
+
+def _soup_of_adapters(experts: Experts, base: Weights, lam: float) -> LowRank:
+    """The same set with the task vectors as they came: v_k = L E_k R, L and R all factors side by side, E_k choosing k's.
+
+    Then θ(γ) = base + L (Kλ Σ_k (γ_k − 1/K) E_k) R, exactly, whatever the ranks.
+    """
+    factors = {}
+    for name in experts.merged:
+        members = ((name, experts.infos[name].shape[0]),)
+        found = thin(experts, members)
+        assert found is not None
+        (left, right), columns = found
+        cores = torch.zeros(len(experts), left.shape[1], left.shape[1])
+        for core, own in zip(cores, columns, strict=True):
+            core[own, own] = 1
+        factors[name] = Factors(left, len(experts) * lam * (cores - cores.mean(0)), right, members)
+    return LowRank(experts.tasks, base, factors, {"scale": lam, "fitted": "soup"})

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.merges.streaming import PerTask, by_rows, per_task
+from paretomerge.weights.adapted import Adapted, Pair, concatenated
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
@@ -29,6 +33,8 @@ def average(experts: Experts, *, weights: PerTask = 1.0, normalize: bool = True)
     if normalize and total == 0:
         raise UserError("weights: they sum to zero, so there is no average")
     w, of_base = (w / total, 1.0) if normalize else (w, total)
+    if of_base == 1.0 and experts.factored:
+        return sum_of_adapters(experts, w.flatten().tolist())
     return by_rows(experts, lambda name: lambda base, v: weighted_sum(v, w).add_(base, alpha=of_base))
 
 
@@ -44,7 +50,22 @@ def task_arithmetic(experts: Experts, *, scale: PerTask = 0.3) -> Weights:
     Paper: Ilharco et al. 2023, arXiv 2212.04089.
     """
     lambdas = per_task(scale, experts.tasks, "scale")
+    if experts.factored:
+        return sum_of_adapters(experts, lambdas.flatten().tolist())
     return by_rows(experts, lambda name: lambda base, v: weighted_sum(v, lambdas).add_(base))
+
+
+def sum_of_adapters(experts: Experts, w: Sequence[float]) -> Adapted:
+    """θ₀ + Σ_k w_k L_k R_k of experts that are all LoRA adapters: no task vector becomes a matrix."""
+
+    def pair(name: str) -> Pair:
+        found = experts.pairs(name)
+        assert found is not None
+        if not all(torch.isfinite(factor).all() for pair in found for factor in pair):
+            raise experts.not_finite(name)
+        return concatenated(found, w)
+
+    return Adapted(experts.base, dict(experts.infos), experts.merged, pair, experts.not_finite)
 
 
 def weighted_sum(v: Tensor, w: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from paretomerge.sets.factors import Factors
 from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.weights.adapted import Adapted, Pair
 from paretomerge.weights.lazy import TensorInfo, Weights
 
 
@@ -92,6 +93,9 @@ def folded(base: Weights, factors: Mapping[str, Factors]) -> tuple[Weights, dict
         for member, rows in target.members:
             additions[member] = left[start : start + rows], right
             start += rows
+
+    if isinstance(base, Adapted):
+        return base.plus({name: Pair(left.float(), right.float()) for name, (left, right) in additions.items()}), centred
 
     def read(name: str) -> Tensor:
         tensor = base[name]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
+from paretomerge.weights.adapted import Pair
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
 from paretomerge.weights.alignment import Finding, Options, align
 from paretomerge.weights.checkpoint import Checkpoint, local, open_checkpoint
@@ -59,6 +60,23 @@ class Expert:
             return self.source[own]
         factors = self.source.factors.get(own)
         return torch.cat([factors.down.flatten(), factors.up.flatten()]) if factors else self.source.replaced[own]
+
+    def pair(self, name: str, shape: tuple[int, ...]) -> Pair | None:
+        """v = θ_k − θ₀ of tensor ``name``, a matrix of ``shape``, as a product in fp32; None: this expert stores it whole.
+
+        Of another vocabulary only the rows that the base has count; those that the expert lacks are zero.
+        """
+        if len(shape) != 2:
+            return None
+        if name not in self.names:
+            return Pair(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
+        own = self.names[name]
+        if not isinstance(self.source, Adapter) or own not in self.source.factors:
+            return None
+        factors = self.source.factors[own]
+        factors = factors if factors.shape[1] == shape[1] else factors.transposed
+        left = factors.down.float()[: shape[0]] * factors.scale
+        return Pair(torch.cat([left, left.new_zeros(shape[0] - len(left), left.shape[1])]), factors.up.float())
 
     def head(self) -> Weights:
         """The tensors that stay with the task, under this expert's own names."""
@@ -160,6 +178,23 @@ class Experts:
         for _, _, whole in self.chunks(name, entries=max(1, self.infos[name].numel)):
             return whole.reshape(shape).clone()
         return torch.zeros(shape, dtype=self.wide(name))  # no rows
+
+    def pairs(self, name: str) -> list[Pair] | None:
+        """The K task vectors of tensor ``name`` as products, where all experts that change it are adapters of rank r_k."""
+        found = [expert.pair(name, self.infos[name].shape) for expert in self.experts]
+        complete = [pair for pair in found if pair is not None]
+        return complete if len(complete) == len(found) else None
+
+    @property
+    def factored(self) -> bool:
+        """Whether every expert is an adapter and every merged tensor a matrix that they hold as factors."""
+        return (
+            all(
+                isinstance(expert.source, Adapter) and all(own in expert.source.factors for own in expert.names.values())
+                for expert in self.experts
+            )
+            and not self.aliases
+        )
 
     def _buffer(self, entries: int, dtype: torch.dtype) -> Tensor:
         # one buffer a thread, kept: fresh memory for each slice would cost more in page faults than the merge itself

@@ -1,0 +1,110 @@
+"""A base plus thin products, θ₀ + L R for some matrices: what LoRA experts are, and what sums of them stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from paretomerge.errors import UserError
+from paretomerge.weights.lazy import TensorInfo, Weights
+
+_ENTRIES = 1 << 22
+"""Entries of a matrix that are computed at a time."""
+
+
+class Pair(NamedTuple):
+    """L (m, r) and R (r, n) of a product that is added to a matrix (m, n) as the base stores it; r may be 0."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.left.shape[1]
+
+
+def concatenated(pairs: Iterable[Pair], weights: Sequence[float] | None = None) -> Pair:
+    """Σ_k w_k L_k R_k as one pair, exactly: factors side by side, the weights in L. fp32."""
+    pairs = list(pairs)
+    each = [1.0] * len(pairs) if weights is None else weights
+    left = torch.cat([pair.left.float() * w for pair, w in zip(pairs, each, strict=True)], 1)
+    return Pair(left, torch.cat([pair.right.float() for pair in pairs]))
+
+
+class Compressed(NamedTuple):
+    """A pair of smaller rank, and what it lost: squared Frobenius norms of L R − L' R' and of L R."""
+
+    pair: Pair
+    lost: float
+    total: float
+
+
+def compressed(pair: Pair, rank: int | None = None) -> Compressed:
+    """The best pair of at most this rank (Eckart & Young 1936), at least 1.
+
+    From QR decompositions of both factors and the SVD of an r × r matrix: the product itself is never formed. Without
+    ``rank``, only what is not there in fp32 is left out: factors that repeat each other, and zeros.
+    """
+    q_left, r_left = torch.linalg.qr(pair.left.double())
+    q_right, r_right = torch.linalg.qr(pair.right.double().T)
+    u, s, v = torch.linalg.svd(r_left @ r_right.T)
+    there = int((s > 1e-7 * s[:1].sum()).sum())
+    kept = max(1, min(there if rank is None else rank, len(s)))
+    root = s[:kept].sqrt()
+    smaller = Pair((q_left @ u[:, :kept] * root).float(), (root[:, None] * (v[:kept] @ q_right.T)).float())
+    return Compressed(smaller, float(s[kept:].square().sum()), float(s.square().sum()))
+
+
+class Adapted(Weights):
+    """θ₀ + L R: ``origin`` is θ₀, and ``pair(name)`` gives the factors of the tensors named in ``changed``.
+
+    The rest of the origin is handed on as it is, so a model of any size is known by a reference to it and small factors.
+    """
+
+    def __init__(
+        self,
+        origin: Weights,
+        infos: dict[str, TensorInfo],
+        changed: Collection[str],
+        pair: Callable[[str], Pair],
+        not_finite: Callable[[str], UserError],
+    ) -> None:
+        """``infos``: what is stored of the sum; ``not_finite``: the error for a tensor that has NaN or infinity in it."""
+        self.origin = origin
+        self.changed = frozenset(changed)
+        self.pair = pair
+        self.not_finite = not_finite
+
+        def read(name: str) -> Tensor:
+            return self._sum(name) if name in self.changed else origin[name].to(infos[name].dtype)
+
+        super().__init__(infos, read)
+
+    def _sum(self, name: str) -> Tensor:
+        info, start, (left, right) = self.infos[name], self.origin[name], self.pair(name)
+        wide = torch.float64 if start.dtype == torch.float64 else torch.float32
+        out = torch.empty(info.shape, dtype=info.dtype)
+        step = max(1, _ENTRIES // max(1, info.shape[1]))
+        for first in range(0, info.shape[0], step):
+            rows = slice(first, first + step)
+            part = out[rows]
+            part.copy_(torch.addmm(start[rows].to(wide), left[rows].to(wide), right.to(wide)))
+            if not torch.isfinite(part.sum(dtype=wide)) and not torch.isfinite(part.to(wide)).all():
+                raise self.not_finite(name)
+        return out
+
+    def pairs(self) -> dict[str, Pair]:
+        """The factors of every changed tensor, by name."""
+        return {name: self.pair(name) for name in sorted(self.changed)}
+
+    def plus(self, pairs: dict[str, Pair]) -> Adapted:
+        """The same with more products added."""
+
+        def pair(name: str) -> Pair:
+            parts = [self.pair(name)] if name in self.changed else []
+            return concatenated([*parts, *([pairs[name]] if name in pairs else [])])
+
+        return Adapted(self.origin, self.infos, self.changed | pairs.keys(), pair, self.not_finite)
