@@ -335,7 +335,15 @@ def pick(
     done(output, weights, started, quiet, as_json, facts)
 
 
-for _command in (looking.evaluate, looking.select, looking.info, looking.methods, looking.relocate, looking.demo):
+for _command in (
+    looking.evaluate,
+    looking.select,
+    looking.info,
+    looking.methods,
+    looking.relocate,
+    looking.verify,
+    looking.demo,
+):
     app.command()(_command)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,7 +28,7 @@ from paretomerge.options import shown
 from paretomerge.sets import SETS
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet, Preference
-from paretomerge.weights.adapted import Adapted, Pair, compressed
+from paretomerge.weights.adapted import Adapted, Pair
 from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_json
@@ -82,6 +82,8 @@ class _Facts(BaseModel):
     set: dict[str, Any]
     heads: dict[str, _Head]
     sources: _Sources
+    files: dict[str, str] = {}
+    """The front's own tensor files and their SHA-256."""
     origin: str | None = None
     """Where the base is, if the front does not hold it."""
     measured: list[_Row] = []
@@ -106,6 +108,8 @@ class Front:
     companions: Path | None
     """The folder with the tokenizer and the other files of the base."""
     folder: Path | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The folder's tensor files and their SHA-256."""
     measured: tuple[Row, ...] = ()
     """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
     _applied: WeakKeyDictionary[nn.Module, Tensor] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
@@ -224,6 +228,10 @@ class Front:
                     "set": facts,
                     "heads": heads,
                     "sources": self.sources,
+                    "files": {
+                        file.relative_to(temporary).as_posix(): found
+                        for file, found in hashes_of(temporary.rglob("*.safetensors")).items()
+                    },
                     "origin": adapter[1]["base_model_name_or_path"] if adapter else None,
                     "versions": versions(),
                     "measured": list(self.measured),
@@ -286,25 +294,24 @@ class Front:
             )
         if rank is not None and rank < 1:
             raise UserError(f"rank {rank}: must be at least 1")
-        gamma = self.pareto_set.preference(preference)
-        pairs = {name: Pair(*self.pareto_set.low_rank(name, gamma)) for name in self.pareto_set.varying}
-        where, lost, total = self.folder, 0.0, 0.0
-        if (base := self._on_origin()) is not None:  # the adapter brings the base merge along
-            pairs, where = base[0].plus(pairs).pairs(), base[1]
-        if base is not None or rank is not None:
-            for name, pair in pairs.items():
-                smaller = compressed(pair, rank)
-                pairs[name], lost, total = smaller.pair, lost + smaller.lost, total + smaller.total
-        write_lora(
-            pairs,
+        pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
+
+        pair: Callable[[str], Pair] = lambda name: Pair(*pareto_set.low_rank(name, gamma))  # noqa: E731
+        names, where = list(pareto_set.varying), self.folder
+        if (found := self._on_origin()) is not None:  # the adapter brings the base merge along
+            whole, where = found[0].plus(names, pair), found[1]
+            names, pair = sorted(whole.changed), whole.pair
+        return write_lora(
+            names,
+            pair,
             folder,
             config=self._config(head),
             base_model=base_model or (str(where.resolve()) if where else ""),
             provenance=self.provenance(preference),
             head=None if head is None else dict(self.head(head).tensors),
+            rank=rank,
             overwrite=overwrite,
         )
-        return (lost / total) ** 0.5 if total else 0.0
 
     def _on_origin(self) -> tuple[Adapted, Path] | None:
         """The equal-preference model, if it is thin products on the model in a folder, and that folder."""
@@ -318,9 +325,10 @@ class Front:
         found = self._on_origin()
         if found is None or not self.config or any(found[0].infos[n] != found[0].origin.infos[n] for n in found[0].infos):
             return None
-        pairs = {name: compressed(pair).pair for name, pair in found[0].pairs().items()}
         try:
-            return adapter_files(pairs, config=self.config, base_model=str(found[1].resolve()))
+            return adapter_files(
+                sorted(found[0].changed), found[0].pair, config=self.config, base_model=str(found[1].resolve())
+            )
         except UserError:  # something that PEFT cannot adapt
             return None
 
@@ -382,17 +390,14 @@ def sources_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
         task: source.sources if isinstance(source, Checkpoint) else [source.file] if isinstance(source, Adapter) else []
         for task, source in sources.items()
     }
-    with ThreadPoolExecutor(2) as pool:
-        found = {
-            task: {file.name: pool.submit(sha256, file) if hashes else None for file in each} for task, each in files.items()
+    found = hashes_of(file for each in files.values() for file in each) if hashes else {}
+    described = {
+        task: {
+            "path": str(getattr(source, "path", "in memory")),
+            "files": {file.name: found.get(file) for file in files[task]},
         }
-        described = {
-            task: {
-                "path": str(getattr(source, "path", "in memory")),
-                "files": {name: job.result() if job else None for name, job in found[task].items()},
-            }
-            for task, source in sources.items()
-        }
+        for task, source in sources.items()
+    }
     return {"base": described.pop(""), "experts": described}
 
 
@@ -425,7 +430,7 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
         own = read_json(file.with_name("config.json"))
         heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks))
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
-    return Front(pareto_set, config, heads, facts.sources.model_dump(), folder, folder, measured)
+    return Front(pareto_set, config, heads, facts.sources.model_dump(), folder, folder, facts.files, measured)
 
 
 def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> tuple[Weights, Mapping[str, Any]]:
@@ -459,8 +464,14 @@ def _reason(error: Exception) -> str:
     return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
 
 
-def sha256(file: Path) -> str:
-    """Of a file's bytes, in hexadecimal."""
+def hashes_of(files: Iterable[Path]) -> dict[Path, str]:
+    """SHA-256 of the files' bytes, in hexadecimal."""
+    ordered = sorted(set(files))
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(ordered, pool.map(_sha256, ordered), strict=True))
+
+
+def _sha256(file: Path) -> str:
     facts = file.stat()
     return _read_sha256(file, facts.st_size, facts.st_mtime_ns)
 

@@ -164,6 +164,45 @@ def relocate(
     moved(front, base)
 
 
+def verify(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    data: Data = None,
+    points: Annotated[
+        int | None, typer.Option("--points", min=1, help="With --data: recorded preferences to measure again (default: all).")
+    ] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Hash a front's files and its sources again, measure recorded numbers again (--data); exit 2 if something changed."""
+    from paretomerge import api
+    from paretomerge.front import load_front
+    from paretomerge.provenance import failed, verify_files, verify_measured
+    from paretomerge.recipe import parse_pairs
+
+    opened = load_front(front)
+    checks = verify_files(opened)
+    if data:
+        tasks = api.load_tasks(opened, parse_pairs(data, "--data", "math=data/math.jsonl"), seed=seed)
+        say = (lambda line: None) if quiet else (lambda line: print(f"measuring at {line}", file=sys.stderr))
+        measured = verify_measured(opened, tasks, points, say=say)
+        if not measured:
+            raise UserError(f"{front}: no number of these tasks is recorded: run paretomerge evaluate first")
+        checks += measured
+    elif points is not None:
+        raise UserError("--points goes with --data: on which inputs?")
+    bad = failed(checks)
+    if as_json:
+        print(json.dumps({"ok": not bad, "checks": [check._asdict() for check in checks]}, ensure_ascii=False, indent=2))
+    elif not quiet or bad:
+        for check in checks:
+            if check.state != "same":
+                print(f"{check.state}: {check.what}: {check.message}")
+        print(f"{len(checks) - len(bad)} of {len(checks)} as recorded" + (f", {len(bad)} not" if bad else ""))
+    if bad:
+        raise typer.Exit(2)
+
+
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with its options.")] = None, as_json: Json = False
 ) -> None:

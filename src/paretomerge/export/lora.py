@@ -2,82 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.export.huggingface import PROVENANCE
-from paretomerge.weights.adapted import Adapted, Pair, compressed
+from paretomerge.weights.adapted import Adapted, Compressed, Pair, compressed
 from paretomerge.weights.architecture import empty_model, live_names
 from paretomerge.weights.checkpoint import Checkpoint
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.writing import whole_folder, write_json, write_safetensors
+
+PairOf = Callable[[str], Pair]
+"""The base's name of a matrix -> what is added to it: L (m, r) and R (r, n), as the base stores the matrix."""
 
 
 def write_lora(
-    pairs: Mapping[str, Pair],
+    names: Collection[str],
+    pair: PairOf,
     folder: str | Path,
     *,
     config: Mapping[str, Any],
     base_model: str,
     provenance: Mapping[str, Any],
     head: Mapping[str, Tensor] | None = None,
+    rank: int | None = None,
     overwrite: bool = False,
-) -> None:
-    """Write an adapter folder that adds L R to some matrices of a base.
+) -> float:
+    """Write an adapter folder that adds L R to some matrices of a base; one matrix at a time is in memory.
 
     Args:
-        pairs: the base's name -> L (m, r) and R (r, n), as the base stores the matrix.
+        names: the matrices.
+        pair: what is added to each.
         folder: the folder to make.
         config: config.json of the class that the adapter will be loaded on (the front's, or a task's with its head).
         base_model: for ``base_model_name_or_path``.
         provenance: for ``paretomerge.json``.
         head: a task's own tensors, under that class's names; stored whole (PEFT's ``modules_to_save``).
+        rank: the largest rank, by truncated SVD; None: the pairs as they are.
         overwrite: replace a folder that paretomerge wrote.
 
+    Returns:
+        The relative error in the adapted matrices together (Frobenius) that ``rank`` costs.
+
     Raises:
-        UserError: a target that PEFT cannot adapt, or that the class does not have.
+        UserError: a matrix that PEFT cannot adapt, or that the class does not have.
     """
-    tensors, adapter = adapter_files(pairs, config=config, base_model=base_model, head=head)
+    losses: dict[str, Compressed] = {}
+
+    @lru_cache(maxsize=8)  # a matrix has two tensors: it is computed once for both
+    def smaller(name: str) -> Pair:
+        if rank is None:
+            return pair(name)
+        found = compressed(pair(name), rank)
+        losses[name] = found._replace(pair=Pair(torch.empty(0), torch.empty(0)))
+        return found.pair
+
+    tensors, adapter = adapter_files(names, smaller, config=config, base_model=base_model, head=head)
     with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:
         write_safetensors(tensors, temporary / "adapter_model.safetensors")
         write_json(temporary / "adapter_config.json", adapter)
         write_json(temporary / PROVENANCE, provenance)
+    total = sum(each.total for each in losses.values())
+    return (sum(each.lost for each in losses.values()) / total) ** 0.5 if total else 0.0
 
 
 def write_sum_of_adapters(
     merged: Weights, folder: str | Path, *, config: Mapping[str, Any], provenance: Mapping[str, Any], overwrite: bool = False
 ) -> None:
-    """Write a merge of LoRA experts as one adapter on their base, exactly: its rank is the sum of theirs, or less.
+    """Write a merge of LoRA experts as one adapter on their base, exactly: its rank is the sum of theirs.
 
     Raises:
         UserError: no sum of adapters (another merge, or experts that also hold whole tensors).
     """
     if not isinstance(merged, Adapted) or not isinstance(merged.origin, Checkpoint):
         raise UserError("--lora: only average and task_arithmetic of LoRA experts alone are a LoRA again: leave it out")
-    pairs = {name: compressed(pair).pair for name, pair in merged.pairs().items()}
     base = str(merged.origin.path.resolve())
-    write_lora(pairs, folder, config=config, base_model=base, provenance=provenance, overwrite=overwrite)
+    write_lora(
+        sorted(merged.changed), merged.pair, folder, config=config, base_model=base, provenance=provenance, overwrite=overwrite
+    )
 
 
 def adapter_files(
-    pairs: Mapping[str, Pair], *, config: Mapping[str, Any], base_model: str, head: Mapping[str, Tensor] | None = None
+    names: Collection[str],
+    pair: PairOf,
+    *,
+    config: Mapping[str, Any],
+    base_model: str,
+    head: Mapping[str, Tensor] | None = None,
 ) -> tuple[Weights, dict[str, Any]]:
     """What adapter_model.safetensors and adapter_config.json hold: lora_B = L, lora_A = R, scaling 1 (see ``write_lora``).
 
     Both are transposed for Conv1D, which stores (in, out), and for embeddings, whose factors have names of their own.
+    ``pair`` is asked once for the ranks, and again for the tensors when they are read.
     """
     model = empty_model(config)
     modules = {path: type(module).__name__ for path, module in model.named_modules()}
-    names = live_names(pairs, model)
-    tensors: dict[str, Tensor] = {}
+    live = live_names(names, model)
+    infos: dict[str, TensorInfo] = {}
+    readers: dict[str, Callable[[], Tensor]] = {}
     ranks: dict[str, int] = {}
-    transposed = False
-    for name, (left, right) in pairs.items():  # ΔW = left @ right as the base stores W
-        path = names.get(name, name).removesuffix(".weight")
+    kinds = set()
+    for name in names:
+        path = live.get(name, name).removesuffix(".weight")
         kind = modules.get(path)
         if kind not in ("Linear", "Conv1D", "Embedding") or not name.endswith(".weight"):
             raise UserError(
@@ -86,19 +118,23 @@ def adapter_files(
             )
         if kind == "Embedding" and model.get_output_embeddings() and getattr(model.config, "tie_word_embeddings", False):
             raise UserError(f"{name}: is tied to the output, which an adapter would not change: pick a checkpoint instead")
-        key = f"base_model.model.{path}"
-        if kind != "Linear":
-            left, right = right.T, left.T
-        transposed = transposed or kind == "Conv1D"
+        kinds.add(kind)
+        left, right = pair(name)  # ΔW = left @ right as the base stores W
+        r, m, n = left.shape[1], left.shape[0], right.shape[1]
+        ranks[path] = r
         a, b = ("lora_embedding_A", "lora_embedding_B") if kind == "Embedding" else ("lora_A.weight", "lora_B.weight")
-        tensors[f"{key}.{a}"] = right.contiguous()
-        tensors[f"{key}.{b}"] = left.contiguous()
-        ranks[path] = right.shape[0]
-    for name, tensor in (head or {}).items():
-        tensors[f"base_model.model.{name}"] = tensor
+        a, b = f"base_model.model.{path}.{a}", f"base_model.model.{path}.{b}"
+        if kind == "Linear":
+            shapes = (r, n), (m, r)
+            readers[a], readers[b] = partial(_factor, pair, name, 1, False), partial(_factor, pair, name, 0, False)
+        else:
+            shapes = (r, m), (n, r)
+            readers[a], readers[b] = partial(_factor, pair, name, 0, True), partial(_factor, pair, name, 1, True)
+        infos[a], infos[b] = (TensorInfo(shape, torch.float32) for shape in shapes)
+    own = Weights.of({f"base_model.model.{name}": tensor for name, tensor in (head or {}).items()})
     rank = max(ranks.values())
     smaller = {path: r for path, r in ranks.items() if r != rank}
-    return Weights.of(tensors), {
+    return own.replacing(infos, lambda name: readers[name]()), {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if _is_causal(config) else None,
         "base_model_name_or_path": base_model,
@@ -107,7 +143,7 @@ def adapter_files(
         "lora_alpha": rank,  # scaling α / r = 1
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": transposed,
+        "fan_in_fan_out": "Conv1D" in kinds,
         "target_modules": sorted(ranks),
         "rank_pattern": smaller,
         "alpha_pattern": smaller,
@@ -115,6 +151,11 @@ def adapter_files(
         "use_rslora": False,
         "use_dora": False,
     }
+
+
+def _factor(pair: PairOf, name: str, which: int, transposed: bool) -> Tensor:
+    factor = pair(name)[which]
+    return (factor.T if transposed else factor).contiguous()
 
 
 def _is_causal(config: Mapping[str, Any]) -> bool:

@@ -95,7 +95,7 @@ def folded(base: Weights, factors: Mapping[str, Factors]) -> tuple[Weights, dict
             start += rows
 
     if isinstance(base, Adapted):
-        return base.plus({name: Pair(left.float(), right.float()) for name, (left, right) in additions.items()}), centred
+        return base.plus(additions, lambda name: Pair(*(factor.float() for factor in additions[name]))), centred
 
     def read(name: str) -> Tensor:
         tensor = base[name]

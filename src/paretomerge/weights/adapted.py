@@ -42,20 +42,17 @@ class Compressed(NamedTuple):
     total: float
 
 
-def compressed(pair: Pair, rank: int | None = None) -> Compressed:
-    """The best pair of at most this rank (Eckart & Young 1936), at least 1.
+def compressed(pair: Pair, rank: int) -> Compressed:
+    """The best pair of this rank (Eckart & Young 1936), or of the pair's own if that is smaller.
 
-    From QR decompositions of both factors and the SVD of an r × r matrix: the product itself is never formed. Without
-    ``rank``, only what is not there in fp32 is left out: factors that repeat each other, and zeros.
+    From QR decompositions of both factors and the SVD of an r × r matrix: the product itself is never formed.
     """
     q_left, r_left = torch.linalg.qr(pair.left.double())
     q_right, r_right = torch.linalg.qr(pair.right.double().T)
     u, s, v = torch.linalg.svd(r_left @ r_right.T)
-    there = int((s > 1e-7 * s[:1].sum()).sum())
-    kept = max(1, min(there if rank is None else rank, len(s)))
-    root = s[:kept].sqrt()
-    smaller = Pair((q_left @ u[:, :kept] * root).float(), (root[:, None] * (v[:kept] @ q_right.T)).float())
-    return Compressed(smaller, float(s[kept:].square().sum()), float(s.square().sum()))
+    root = s[:rank].sqrt()
+    smaller = Pair((q_left @ u[:, : len(root)] * root).float(), (root[:, None] * (v[: len(root)] @ q_right.T)).float())
+    return Compressed(smaller, float(s[rank:].square().sum()), float(s.square().sum()))
 
 
 class Adapted(Weights):
@@ -96,15 +93,18 @@ class Adapted(Weights):
                 raise self.not_finite(name)
         return out
 
-    def pairs(self) -> dict[str, Pair]:
-        """The factors of every changed tensor, by name."""
-        return {name: self.pair(name) for name in sorted(self.changed)}
-
-    def plus(self, pairs: dict[str, Pair]) -> Adapted:
-        """The same with more products added."""
+    def plus(self, names: Collection[str], other: Callable[[str], Pair]) -> Adapted:
+        """The same with more products added; where both have the same right factor, as sums of adapters do, the rank stays."""
 
         def pair(name: str) -> Pair:
-            parts = [self.pair(name)] if name in self.changed else []
-            return concatenated([*parts, *([pairs[name]] if name in pairs else [])])
+            if name not in self.changed:
+                return other(name)
+            first = self.pair(name)
+            if name not in names:
+                return first
+            second = other(name)
+            if torch.equal(first.right, second.right):
+                return Pair(first.left + second.left, first.right)
+            return concatenated([first, second])
 
-        return Adapted(self.origin, self.infos, self.changed | pairs.keys(), pair, self.not_finite)
+        return Adapted(self.origin, self.infos, self.changed | frozenset(names), pair, self.not_finite)

@@ -103,8 +103,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def local(path: str | Path) -> Path:
     """The local path of a model; a name that is no local path but looks like ``org/name`` is fetched from the hub."""
     found = Path(path).expanduser()
-    if found.exists():
-        return found
+    try:
+        if found.exists():
+            return found
+    except OSError as error:  # a name that no file can have
+        raise UserError(f"{str(path)[:80]}: {error.strerror}") from error
     name = str(path)
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise UserError(f"{path}: no such file or folder")
