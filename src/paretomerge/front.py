@@ -429,6 +429,7 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
         file = folder / _HEADS / task / "head.safetensors"
         own = read_json(file.with_name("config.json"))
         heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks))
+        pareto_set.on_head(task, heads[task].tensors, pareto_set.equal.tolist())  # does it fit?
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
     return Front(pareto_set, config, heads, facts.sources.model_dump(), folder, folder, facts.files, measured)
 

@@ -113,7 +113,7 @@ def test_resuming_on_another_base_is_refused(cli, families):
         (("fit", "-m", "adamerging", "--on", "ties", "{data}"), "on: adamerging learns its own coefficients"),
         (("fit", "--on", "ties", "--option", "coefficients=task", "{data}"), "coefficients: a base merge (on) has none"),
         (("fit", "--on", "ties", "--option", "rank=0", "{data}"), "rank 0 on a base merge"),
-        (("fit", "--closed-form", "--on", "fisher", "--resume", "{data}"), "--run and --resume belong to a fit"),
+        (("fit", "--closed-form", "--on", "fisher", "--resume", "{data}"), "--run, --resume and --tensorboard belong to a fit"),
     ],
 )  # fmt: skip
 def test_mistakes(words, message, cli, families):

@@ -148,7 +148,7 @@ def test_tensors_that_do_not_fit(front):
         for changed in (tensors[name][:-1], tensors[name][..., :-1], tensors[name].flatten(), torch.zeros(()), None):
             kept = {other: tensor for other, tensor in tensors.items() if other != name}
             save_file(kept if changed is None else kept | {name: changed.contiguous()}, front / TENSORS)
-            if changed is None and front_method(front) in ("soup", "searched"):
+            if changed is None and (front_method(front) in ("soup", "searched") or name.startswith("inner.")):
                 use(front)  # fewer tensors that vary, that is all
             else:
                 assert refusal(front).startswith(f"{front / FACTS}: damaged (")

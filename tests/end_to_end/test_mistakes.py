@@ -114,7 +114,7 @@ def test_what_cannot_be_merged(cli, zoo, words, line):
         (["-p", "equal", "--dtype", "float8_e4m3fn"], "--dtype must be "),
         (["-p", "equal", "--shard-size", "0"], "--shard-size: '0' is not a size"),
         (["-p", "equal", "--lora", "--dtype", "bf16"], "--dtype and --shard-size do not go with --lora"),
-        (["-p", "equal", "--base-model", "x"], "--base-model goes with --lora only"),
+        (["-p", "equal", "--base-model", "x"], "--base-model and --rank go with --lora only"),
         (["-p", "equal", "-o", "front"], "front: exists already"),
         (["-p", "equal", "-o", "front", "--overwrite"], "is not a folder that paretomerge wrote"),
     ],

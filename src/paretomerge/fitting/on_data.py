@@ -146,6 +146,11 @@ def pareto_merging_on_data(
     lam = 1 / len(experts) if scale is None else scale
     low_rank = low_rank_targets(experts, targets, rank, fuse_qkv=fuse_qkv, structure=structure)
     facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
+    if on is not None:
+        if not low_rank:
+            raise UserError("rank 0 on a base merge: nothing is left to learn")
+        varying = {name for target in low_rank for name, _ in target.members}
+        facts["on"] = math.fsum(float(on[name].sum(dtype=torch.float64)) for name in sorted(varying))  # which base it is
     if resume:
         check_resumable(folder, settings, facts)
     problem = Problem(
@@ -163,11 +168,8 @@ def pareto_merging_on_data(
         problem.task_vectors = {}
         learned.view("lambda").fill_(lam)
     else:
-        if not low_rank:
-            raise UserError("rank 0 on a base merge: nothing is left to learn")
-        weights = problem.stand_on_(on, {name for target in low_rank for name, _ in target.members})
+        weights = problem.stand_on_(on, varying)
         learned = Learned(problem.base, {}, low_rank, n_tasks=len(experts))
-        facts["on"] = math.fsum(float(base.sum(dtype=torch.float64)) for base in problem.base.values())  # which base it is
     start_low_rank_(learned, experts, start, lam, rank, targets, fuse_qkv=fuse_qkv, seed=seed)
     if rank:
         say_coverage(experts.tasks, settings, say)
