@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from paretomerge import looking
+from paretomerge import looking, showing
 from paretomerge.errors import Stopped, UserError
 from paretomerge.flags import (
     Base,
@@ -339,6 +339,7 @@ for _command in (
     looking.evaluate,
     looking.select,
     looking.info,
+    showing.explore,
     looking.methods,
     looking.relocate,
     looking.verify,

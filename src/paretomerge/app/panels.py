@@ -1,0 +1,175 @@
+"""What the page shows of a preference, as HTML and SVG: pure functions, each escapes what comes from files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from paretomerge.app.live import Answer
+from paretomerge.app.simplex import CORNERS, percentages, place
+from paretomerge.front import Front
+from paretomerge.report.tables import Measured, short
+
+Values = Mapping[str, tuple[float, bool]]
+
+
+def heading(front: Front) -> str:
+    """The title and one line of facts."""
+    facts = front.summary()
+    name = front.folder.resolve().name if front.folder else "front"
+    parameters = facts["parameters"]
+    parts = [
+        f"{len(front.tasks)} tasks",
+        f"method {escape(front.pareto_set.method)}",
+        f"{_count(parameters['base'])} parameters + {100 * parameters['added_share']:.2g} %",
+    ]
+    return f"<h1>{escape(name)}</h1><p class='pm-facts'>{' · '.join(parts)}</p>"
+
+
+def metrics(of: Measured, gamma: Sequence[float], values: Values) -> str:
+    """The table: share, metric at this preference, base merge, expert, and what is missing to the expert."""
+    shares = percentages(gamma)
+    base = of.base
+    with_experts = any(task in of.experts.get(task, {}) for task in of.tasks)
+    header = ["task", "share", "metric", "this preference", "base merge", *(["its expert", "of the expert"] * with_experts)]
+    rows = []
+    for task, share in zip(of.tasks, shares, strict=True):
+        cells = [f"<th scope='row'>{escape(task)}</th>", f"<td>{_bar(share / 100)}<span>{share:.1f} %</span></td>"]
+        metric = of.metrics.get(task)
+        if metric is None:
+            cells.append("<td colspan='9' class='pm-pale'>not measured</td>")
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+            continue
+        cells.append(f"<td class='pm-pale'>{escape(metric.name)}</td>")
+        if task in values:
+            value, exact = values[task]
+            how = "measured" if exact else "interpolated"
+            sign = "" if exact else "≈ "
+            cells.append(
+                f"<td class='pm-now'><b>{sign}{metric.text(value)}</b> <span class='pm-tag pm-{how}'>{how}</span></td>"
+            )
+        else:
+            cells.append("<td class='pm-now pm-pale'>outside what was measured</td>")
+        cells.append(f"<td>{metric.text(base.values[task]) if base and task in base.values else '–'}</td>")
+        if with_experts:
+            own = of.experts.get(task, {}).get(task)
+            cells.append(f"<td>{metric.text(own) if own is not None else '–'}</td>")
+            cells.append(
+                f"<td>{_difference(values[task][0], own, metric.percent) if own is not None and task in values else '–'}</td>"
+            )
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(f"<th scope='col'>{name}</th>" for name in header)
+    return f"<table class='pm-table'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{_note(of, values)}"
+
+
+def _note(of: Measured, values: Values) -> str:
+    """How the numbers of the table came about."""
+    if not of.metrics:
+        return (
+            "<p class='pm-note'>Nothing is measured yet: <code>paretomerge evaluate FRONT --data TASK=PATH …</code> measures the "
+            "front and records the numbers in it. Presets, models and exports work without.</p>"
+        )
+    split = {metric.split for metric in of.metrics.values()}
+    where = "on held-out inputs" if split == {"held-out"} else "on inputs of the fit (transductive)" if len(split) == 1 else ""
+    text = f"{len(of.points)} preferences were measured {where}."
+    if any(not exact for _, exact in values.values()):
+        text += (
+            " ≈: interpolated linearly between the nearest measured preferences around this one (barycentric, on their Delaunay "
+            "triangulation); measure to be sure."
+        )
+    return f"<p class='pm-note'>{text}</p>"
+
+
+def triangle(of: Measured, gamma: Sequence[float]) -> str:
+    """Three tasks as an SVG triangle: measured preferences, and this one."""
+    size, left, top = 260.0, 60.0, 26.0
+    height = size * CORNERS[2][1]
+
+    def at(shares: Sequence[float]) -> tuple[float, float]:
+        x, y = place(shares)
+        return left + size * x, top + height - size * y
+
+    corners = [at(shares) for shares in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    lines = []
+    for step in (0.25, 0.5, 0.75):
+        for k in range(3):
+            ends = []
+            for other in {0, 1, 2} - {k}:
+                shares = [0.0, 0.0, 0.0]
+                shares[k], shares[other] = step, 1 - step
+                ends.append(at(shares))
+            (x1, y1), (x2, y2) = ends
+            lines.append(f"<line x1='{x1:.1f}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2:.1f}' class='pm-grid'/>")
+    dots = []
+    for point in of.points:
+        x, y = at(point.gamma)
+        dots.append(
+            f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3.5' class='pm-dot'><title>{escape(short(point.name, of.tasks))}</title></circle>"
+        )
+    x, y = at(gamma)
+    labels = [
+        f"<text x='{corners[0][0]:.0f}' y='{corners[0][1] + 20:.0f}' text-anchor='middle'>{escape(of.tasks[0])}</text>",
+        f"<text x='{corners[1][0]:.0f}' y='{corners[1][1] + 20:.0f}' text-anchor='middle'>{escape(of.tasks[1])}</text>",
+        f"<text x='{corners[2][0]:.0f}' y='{corners[2][1] - 9:.0f}' text-anchor='middle'>{escape(of.tasks[2])}</text>",
+    ]
+    outline = " ".join(f"{cx:.1f},{cy:.1f}" for cx, cy in corners)
+    return (
+        f"<svg class='pm-triangle' viewBox='0 0 {size + 2 * left:.0f} {top + height + 32:.0f}' role='img' "
+        f"aria-label='click to choose a preference' data-left='{left}' data-top='{top}' data-size='{size}' data-height='{height}'>"
+        f"<polygon points='{outline}' class='pm-area'/>{''.join(lines)}{''.join(dots)}{''.join(labels)}"
+        f"<path d='M{x:.1f} {y - 9:.1f}l9 9l-9 9l-9 -9z' class='pm-here'/></svg>"
+    )
+
+
+def answer(found: Answer, *, top: int = 5) -> str:
+    """What the model said, with bars; and the milliseconds."""
+    times = (
+        f"<p class='pm-note'>switched to this preference in <b class='pm-ms'>{1000 * found.switched:.1f} ms</b>, "
+        f"answered in {1000 * found.ran:.0f} ms</p>"
+    )
+    if not found.classes:
+        return f"<div class='pm-said'>{escape(found.text) or '(nothing)'}</div>{times}"
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(name)}</th><td>{_bar(share)}<span>{100 * share:.1f} %</span></td></tr>"
+        for name, share in list(found.classes.items())[:top]
+    )
+    more = f"<p class='pm-note'>the most probable {top} of {len(found.classes)} classes</p>" if len(found.classes) > top else ""
+    return f"<table class='pm-table pm-answer'><tbody>{rows}</tbody></table>{more}{times}"
+
+
+def message(text: str, *, good: bool = False) -> str:
+    """A line of news."""
+    return f"<p class='pm-message {'pm-good' if good else 'pm-bad'}' role='status'>{escape(text)}</p>" if text else ""
+
+
+def about(front: Front) -> str:
+    """Settings and provenance."""
+    settings = {name: value for name, value in front.pareto_set.settings.items() if name != "lambda"}  # that one is a long list
+    sources = {"base": front.sources["base"]["path"]} | {
+        f"expert {task}": source["path"] for task, source in front.sources["experts"].items()
+    }
+    rows = "".join(
+        f"<tr><th scope='row'>{escape(name)}</th><td><code>{escape(str(value))}</code></td></tr>"
+        for name, value in {"folder": front.folder.resolve() if front.folder else "", **sources, **settings}.items()
+    )
+    return f"<table class='pm-table pm-about'><tbody>{rows}</tbody></table>"
+
+
+def _bar(share: float) -> str:
+    width = 100 * min(1.0, max(0.0, share)) if math.isfinite(share) else 0
+    return f"<i class='pm-bar'><i style='width:{width:.1f}%'></i></i>"
+
+
+def _difference(value: float, own: float, percent: bool) -> str:
+    """Above or below the expert."""
+    apart = value - own
+    text = f"{100 * apart:+.1f} points" if percent else f"{apart:+.3g}"
+    return text.replace("-", "−")
+
+
+def _count(n: int) -> str:
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return str(n)
