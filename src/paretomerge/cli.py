@@ -340,6 +340,7 @@ for _command in (
     looking.select,
     looking.info,
     showing.explore,
+    showing.report,
     looking.methods,
     looking.relocate,
     looking.verify,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from paretomerge.errors import UserError
+from paretomerge.flags import Json, Quiet
 
 
 def explore(
@@ -40,3 +42,43 @@ def explore(
             webbrowser.open(address)
 
     serve(opened, host=host, port=port, device=device, ready=ready)
+
+
+def report(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HTML file to write.")] = Path("report.html"),
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="The folder of the fit's log (default: FRONT.run, if there is one).")
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option("--reference", metavar="TASK=VALUE", help="Of the hypervolume (default: accuracy 0, else the worst)."),
+    ] = None,
+    figures: Annotated[
+        Path | None, typer.Option("--figures", metavar="DIR", help="Write the figures as PNG and PDF, too, for papers.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write one HTML file that says all about a front: tables, figures, provenance; it opens without a network."""
+    from paretomerge.front import load_front
+    from paretomerge.recipe import parse_numbers
+    from paretomerge.report.page import gather, html
+    from paretomerge.weights.writing import write_text
+
+    if output.exists() and not overwrite:
+        raise UserError(f"{output}: exists already: choose another name or add --overwrite")
+    content = gather(load_front(front), run=run_folder, reference=parse_numbers(reference or [], "--reference"))
+    write_text(output, html(content))
+    written = [output]
+    if figures:
+        from paretomerge.report.paper import write_figures
+
+        written += write_figures(content, figures)
+    sizes = {str(file): file.stat().st_size for file in written}
+    if as_json:
+        print(json.dumps({"output": str(output), "bytes": sizes}, ensure_ascii=False, indent=2))
+    elif not quiet:
+        for file, size in sizes.items():
+            print(f"{file}: {size / 1e6:.2f} MB")

@@ -112,6 +112,22 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
         os.fsync(file.fileno())
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file that appears whole: written beside the old one and renamed.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
 @contextmanager
 def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterator[Path]:
     """A folder to write into, which becomes ``target`` only when the block ends well; until then there is none.
