@@ -114,6 +114,7 @@ class Front:
     """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
     _applied: WeakKeyDictionary[nn.Module, Tensor] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
     _head_of: WeakKeyDictionary[nn.Module, str | None] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
+    _names: WeakKeyDictionary[nn.Module, dict[str, str]] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -156,7 +157,9 @@ class Front:
         since = self._applied.get(model)
         parameters = dict(model.named_parameters())
         self._apply_to_head_(model, parameters, preference)
-        names = live_names(self.pareto_set.varying, model)
+        names = self._names.get(model)
+        if names is None:
+            names = self._names[model] = live_names(self.pareto_set.varying, model)
         weights = {dtype: self.pareto_set.at(preference, dtype) for dtype in {p.dtype for p in parameters.values()}}
         task = self._head_of.get(model)
         lacks = () if task is None else self.head(task).lacks

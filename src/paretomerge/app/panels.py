@@ -1,4 +1,4 @@
-"""What the page shows of a preference, as HTML and SVG: pure functions, each escapes what comes from files."""
+"""Parts of the page as HTML and SVG: pure functions, each escapes what comes from files."""
 
 from __future__ import annotations
 
@@ -14,17 +14,30 @@ from paretomerge.report.tables import Measured, short
 Values = Mapping[str, tuple[float, bool]]
 
 
+def name(front: Front) -> str:
+    """What the front is called: its folder, with the folder above where that is what tells it from others.
+
+    >>> from types import SimpleNamespace
+    >>> from pathlib import Path
+    >>> name(SimpleNamespace(folder=Path("/models/demo/front")))
+    'demo/front'
+    """
+    if front.folder is None:
+        return "front"
+    folder = front.folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name == "front" and folder.parent.name else folder.name
+
+
 def heading(front: Front) -> str:
     """The title and one line of facts."""
     facts = front.summary()
-    name = front.folder.resolve().name if front.folder else "front"
     parameters = facts["parameters"]
     parts = [
         f"{len(front.tasks)} tasks",
         f"method {escape(front.pareto_set.method)}",
         f"{_count(parameters['base'])} parameters + {100 * parameters['added_share']:.2g} %",
     ]
-    return f"<h1>{escape(name)}</h1><p class='pm-facts'>{' · '.join(parts)}</p>"
+    return f"<h1>{escape(name(front))}</h1><p class='pm-facts'>{' · '.join(parts)}</p>"
 
 
 def metrics(of: Measured, gamma: Sequence[float], values: Values) -> str:
@@ -32,7 +45,7 @@ def metrics(of: Measured, gamma: Sequence[float], values: Values) -> str:
     shares = percentages(gamma)
     base = of.base
     with_experts = any(task in of.experts.get(task, {}) for task in of.tasks)
-    header = ["task", "share", "metric", "this preference", "base merge", *(["its expert", "of the expert"] * with_experts)]
+    header = ["task", "share", "metric", "this preference", "base merge", *(["its expert", "difference"] * with_experts)]
     rows = []
     for task, share in zip(of.tasks, shares, strict=True):
         cells = [f"<th scope='row'>{escape(task)}</th>", f"<td>{_bar(share / 100)}<span>{share:.1f} %</span></td>"]
@@ -67,16 +80,16 @@ def _note(of: Measured, values: Values) -> str:
     """How the numbers of the table came about."""
     if not of.metrics:
         return (
-            "<p class='pm-note'>Nothing is measured yet: <code>paretomerge evaluate FRONT --data TASK=PATH …</code> measures the "
-            "front and records the numbers in it. Presets, models and exports work without.</p>"
+            "<p class='pm-note'>Nothing is measured yet: <code>paretomerge evaluate FRONT --data TASK=PATH …</code> measures "
+            "the front and records the numbers in it. Presets, models and exports work without.</p>"
         )
     split = {metric.split for metric in of.metrics.values()}
     where = "on held-out inputs" if split == {"held-out"} else "on inputs of the fit (transductive)" if len(split) == 1 else ""
     text = f"{len(of.points)} preferences were measured {where}."
     if any(not exact for _, exact in values.values()):
         text += (
-            " ≈: interpolated linearly between the nearest measured preferences around this one (barycentric, on their Delaunay "
-            "triangulation); measure to be sure."
+            " ≈: interpolated linearly between the measured preferences around this one (barycentric coordinates on their "
+            "Delaunay triangulation); measure to be sure."
         )
     return f"<p class='pm-note'>{text}</p>"
 
@@ -105,7 +118,8 @@ def triangle(of: Measured, gamma: Sequence[float]) -> str:
     for point in of.points:
         x, y = at(point.gamma)
         dots.append(
-            f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3.5' class='pm-dot'><title>{escape(short(point.name, of.tasks))}</title></circle>"
+            f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3.5' class='pm-dot'>"
+            f"<title>{escape(short(point.name, of.tasks))}</title></circle>"
         )
     x, y = at(gamma)
     labels = [
@@ -116,7 +130,8 @@ def triangle(of: Measured, gamma: Sequence[float]) -> str:
     outline = " ".join(f"{cx:.1f},{cy:.1f}" for cx, cy in corners)
     return (
         f"<svg class='pm-triangle' viewBox='0 0 {size + 2 * left:.0f} {top + height + 32:.0f}' role='img' "
-        f"aria-label='click to choose a preference' data-left='{left}' data-top='{top}' data-size='{size}' data-height='{height}'>"
+        f"aria-label='click to choose a preference' data-left='{left}' data-top='{top}' data-size='{size}' "
+        f"data-height='{height}'>"
         f"<polygon points='{outline}' class='pm-area'/>{''.join(lines)}{''.join(dots)}{''.join(labels)}"
         f"<path d='M{x:.1f} {y - 9:.1f}l9 9l-9 9l-9 -9z' class='pm-here'/></svg>"
     )

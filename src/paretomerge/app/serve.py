@@ -70,7 +70,8 @@ def application(front: Front, *, host: str = "127.0.0.1", device: str = "cpu") -
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from paretomerge.app.live import Live
-    from paretomerge.app.page import Page
+    from paretomerge.app.page import page
+    from paretomerge.app.view import View
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     if host in LOCAL:
@@ -81,7 +82,7 @@ def application(front: Front, *, host: str = "127.0.0.1", device: str = "cpu") -
     mono = ["ui-monospace", "DejaVu Sans Mono", "monospace"]
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=system, font_mono=mono)  # no fonts of the web
     return gr.mount_gradio_app(
-        app, Page(front, Live(front, device=device)).blocks(), path="/", server_name=host, footer_links=[], run_history=False,
+        app, page(View(front), Live(front, device=device)), path="/", server_name=host, footer_links=[], run_history=False,
         ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, show_error=True, max_file_size="20mb",
         theme=theme, css=files("paretomerge.app").joinpath("page.css").read_text(encoding="utf-8"),
         # figures and tables are drawn on white

@@ -1,4 +1,4 @@
-"""Plotly figures of measured fronts, as plain dicts {data, layout, config}: the page sends them as JSON, the report embeds them.
+"""Plotly figures of measured fronts, as plain dicts {data, layout, config}: the page sends them as JSON, the report holds them.
 
 Text that comes from files passes ``plain``: plotly reads a subset of HTML in labels.
 """

@@ -96,11 +96,13 @@ def html(content: Content) -> str:
     _training(parts, content)
     _provenance(parts, content)
     title = f"{name}: {front.pareto_set.method} of {len(front.tasks)} tasks"
-    plotly = files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8") if parts.figures else ""
+    code = files("plotly").joinpath("package_data", "plotly.min.js")
+    plotly = code.read_text(encoding="utf-8") if parts.figures else ""
     page = files("paretomerge.report").joinpath("page.html").read_text(encoding="utf-8")
     fields = {
-        "title": escape(title), "heading": escape(name), "subtitle": escape(_subtitle(front, known)), "contents": parts.contents(),
-        "body": "\n".join(parts.body), "figures": _script_json(parts.figures), "plotly": plotly.replace("</script", "<\\/script"),
+        "title": escape(title), "heading": escape(name), "subtitle": escape(_subtitle(front, known)),
+        "contents": parts.contents(), "body": "\n".join(parts.body), "figures": _script_json(parts.figures),
+        "plotly": plotly.replace("</script", "<\\/script"),
     }  # fmt: skip
     before, *rest = page.split("{{")  # one pass: what is put in is not looked at again
     return before + "".join(fields[piece[: piece.index("}}")]] + piece[piece.index("}}") + 2 :] for piece in rest)
@@ -182,8 +184,8 @@ def _metrics(parts: _Parts, content: Content) -> None:
     parts.section("Metrics")
     if not known.points:
         parts.text(
-            "Nothing is measured yet. <code>paretomerge evaluate FRONT --data TASK=PATH …</code> measures the front on held-out "
-            "inputs and records the numbers in it; then make this report again."
+            "Nothing is measured yet. <code>paretomerge evaluate FRONT --data TASK=PATH …</code> measures the front on "
+            "held-out inputs and records the numbers in it; then make this report again."
         )
         return
     labels = [f"{task}: {known.metrics[task].label}" for task in known.shown]
@@ -232,8 +234,8 @@ def _figures(parts: _Parts, content: Content) -> None:
     if len(tasks) <= _MATRIX:
         parts.figure(
             figures.pairs(known),
-            "The fronts of every two tasks: each point is one measured preference over all tasks. Filled and joined: no other is "
-            "at least as good at both tasks of the panel; better is up and to the right.",
+            "The fronts of every two tasks: each point is one measured preference over all tasks. Filled and joined: no "
+            "other is at least as good at both tasks of the panel; better is up and to the right.",
         )
     parts.figure(figures.parallel(known), "Every measured preference as a line across the tasks.")
     if content.named:

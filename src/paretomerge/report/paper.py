@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from paretomerge.report.page import Content
 
-_LOOK = {
+_LOOK: Any = {
     "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": PALE, "axes.labelcolor": INK,
     "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False,
     "text.color": INK, "xtick.color": PALE, "ytick.color": PALE, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
@@ -137,7 +137,7 @@ def _panel(panel: Axes, known: Measured, x: str, y: str, *, small: bool) -> None
         if chosen:
             xs = [known.metrics[x].number(p.values[x]) for p in chosen]
             ys = [known.metrics[y].number(p.values[y]) for p in chosen]
-            panel.plot(xs, ys, label=label, **({"linestyle": "none", "markersize": size} | look))
+            panel.plot(xs, ys, label=label, **{"linestyle": "none", "markersize": size, **look})
 
     put(beaten, "measured, beaten", marker="o", markerfacecolor="none", color=POINT, markeredgewidth=0.8)
     put(best, "measured, best of the two", marker="o", color=POINT, linestyle="-", linewidth=0.9)

@@ -114,8 +114,8 @@ class Measured:
         if not each:
             return ()
         f = self.objectives(each)
-        dominated = ((f[:, None] >= f[None]).all(-1) & (f[:, None] > f[None]).any(-1)).any(0)
-        return tuple(point for point, bad in zip(each, dominated, strict=True) if not bad)
+        dominates = (f[:, None] >= f[None]).all(-1) & (f[:, None] > f[None]).any(-1)  # [i, j]: i dominates j
+        return tuple(each[i] for i in np.flatnonzero(~dominates.any(0)))
 
     def objectives(self, points: Sequence[Point]) -> np.ndarray:
         """(n, tasks) fp64, more is better."""

@@ -46,7 +46,9 @@ class LowRank(ParetoSet):
     def low_rank(self, name: str, to: Tensor, since: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(A G_γ (rows, r), B (r, in)), fp32: the factors of tensor ``name`` at ``to`` less those at ``since`` (the base)."""
         target, rows = self._rows[name]
-        wide = Factors(target.a.double(), None if target.g is None else target.g.double(), target.b.double(), ())
+        # what does not vary is not mixed, so fp64 would only cost time there: half of the factors' at every switch
+        a, b = (target.a.double(), target.b) if target.structure != "outer-2" else (target.a, target.b.double())
+        wide = Factors(a, None if target.g is None else target.g.double(), b, ())
         left, right = wide.pair(to - (self.equal if since is None else since))
         return left[rows].float(), right.float()
 

@@ -1,0 +1,146 @@
+"""What the page shows of one preference, and where its buttons lead: all that needs neither gradio nor a browser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from paretomerge import preferences
+from paretomerge.app import panels
+from paretomerge.app.exports import free_name
+from paretomerge.app.simplex import percentages
+from paretomerge.errors import UserError
+from paretomerge.evaluation.queries import best_with
+from paretomerge.evaluation.queries import knee as knee_of
+from paretomerge.evaluation.results import Row
+from paretomerge.front import Front
+from paretomerge.preferences import Preference
+from paretomerge.report.figures import Figure, pair, parallel
+from paretomerge.report.tables import Measured, measured
+
+TWO, ALL = "two tasks", "all tasks"
+WHOLE = "(the base’s own class)"
+CHECKPOINT, LORA = "Hugging Face folder", "LoRA adapter"
+KNEE = "knee"
+
+
+class Fields(NamedTuple):
+    """What is chosen on the page beside the preference."""
+
+    figure: str
+    """TWO or ALL."""
+    x: str
+    y: str
+    head: str
+    """For the export: a task, or WHOLE."""
+    kind: str
+    """For the export: CHECKPOINT or LORA."""
+
+
+class Shown(NamedTuple):
+    """All that depends on the preference."""
+
+    gamma: Preference
+    address: str
+    """The preference as the fragment of the page's address."""
+    shares: list[float]
+    """Of the sliders, in %."""
+    triangle: str
+    """SVG, for three tasks."""
+    table: str
+    figure: Figure
+    news: str
+    export_name: str
+
+
+class View:
+    """A front and its measured rows; nothing in it changes, so all visitors share it."""
+
+    def __init__(self, front: Front) -> None:
+        self.front = front
+        self.tasks = front.tasks
+        self.measured: Measured = measured(front.measured, front.tasks, front.pareto_set.method)
+        self.equal = preferences.equal(len(self.tasks))
+        """The preference that everyone begins with."""
+
+    @property
+    def figure_tasks(self) -> tuple[str, ...]:
+        """Tasks that an axis can have."""
+        return self.measured.shown or self.tasks
+
+    @property
+    def first(self) -> Fields:
+        """What is chosen at first."""
+        tasks = self.figure_tasks
+        return Fields(TWO, tasks[0], tasks[min(1, len(tasks) - 1)], WHOLE, CHECKPOINT)
+
+    def shown(self, gamma: Preference, fields: Fields, news: str = "") -> Shown:
+        """The page at a preference."""
+        values = self.measured.at(gamma)
+        if fields.figure == TWO:
+            figure = pair(self.measured, fields.x, fields.y, current=values)
+        else:
+            figure = parallel(self.measured, current=values)
+        return Shown(
+            gamma,
+            self.address(gamma),
+            percentages(gamma),
+            panels.triangle(self.measured, gamma) if len(self.tasks) == 3 else "",
+            panels.metrics(self.measured, gamma, values),
+            figure,
+            news,
+            free_name(self.front, gamma, head_of(fields.head), lora=fields.kind == LORA),
+        )
+
+    def named(self, name: str) -> tuple[Preference, str]:
+        """The preference of a preset, and news of it: what ``preferences.parse`` reads, or ``knee``.
+
+        Raises:
+            UserError: it cannot be read, or nothing is measured for a knee.
+        """
+        if name != KNEE:
+            return preferences.parse(name, self.tasks), ""
+        found = knee_of(self._rows(), self.measured.shown or self.tasks)
+        text = f"the knee of {found.points} measured preferences: where a gain in one task costs most in the others"
+        return preferences.parse(found.preference, self.tasks), text
+
+    def best(self, maximise: str, bounds: Sequence[str | None]) -> tuple[Preference, str]:
+        """The measured preference that is best at one task among those that are good enough at the others, and news of it.
+
+        Args:
+            maximise: a task.
+            bounds: for each measured task what is typed beside "at least"; empty asks for nothing.
+
+        Raises:
+            UserError: a bound is no number; no measured preference is good enough.
+        """
+        at_least = {}
+        for task, text in zip(self.measured.shown, bounds, strict=True):
+            if text and text.strip():
+                try:
+                    value = float(text.strip().removesuffix("%").replace(",", "."))
+                except ValueError:
+                    raise UserError(f"{task}: {text.strip()!r} is not a number") from None
+                at_least[task] = value / 100 if self.measured.metrics[task].percent else value
+        found = best_with(self._rows(), self.tasks, at_least=at_least, maximise=maximise)
+        value_there = self.measured.metrics[maximise].text(found.values[maximise])
+        return (
+            preferences.parse(found.preference, self.tasks),
+            f"best {maximise} of {found.points} measured preferences: {value_there}",
+        )
+
+    def address(self, gamma: Preference) -> str:
+        """Short, and read as the same preference but for the seventh digit."""
+        return ",".join(f"{task}={round(share, 6):g}" for task, share in zip(self.tasks, gamma, strict=True))
+
+    def _rows(self) -> list[Row]:
+        """The rows of the set alone, in the metrics that are shown, as the queries want them."""
+        of = self.front.pareto_set.method
+        known = self.measured.metrics
+        rows = [row for row in self.front.measured if row["method"] == of] or list(self.front.measured)
+        return [row for row in rows if row["task"] in known and row["metric"] == known[row["task"]].name]
+
+
+def head_of(choice: str) -> str | None:
+    """The task of a menu's choice."""
+    return None if choice == WHOLE else choice
