@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format types peers bench clean
+.PHONY: help demo test test-slow test-app lint format types peers bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,10 @@ test: $(READY)  ## the test suite, without the slow tests
 
 test-slow: $(READY)  ## the slow tests alone
 	$(BIN)/python -m pytest -m slow
+
+test-app: $(READY)  ## the explorer page in a real browser; installs chromium if it may
+	@.ci/chromium
+	$(BIN)/python -m pytest -m app tests/app
 
 lint: $(READY)  ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -126,7 +126,8 @@ class Live:
             return predict(model, batch, Prompts.of(self._tokenizer, classes, width=width).features(model))[0]
         if kind == "text":
             return predict(model, self._tokens(str(given)))[0]
-        batch = on_model(self._tokens(str(given)), model)
+        tokens = self._tokens(str(given))
+        batch = on_model({name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}, model)
         generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
         pad = next((i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0)
         out = generate(**batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)

@@ -27,11 +27,12 @@ class Metric(NamedTuple):
 
     name: str
     split: str
+    larger_is_better: bool = True
 
     @property
     def sign(self) -> int:
         """+1 where more is better, −1 where less is."""
-        return -1 if self.name in SMALLER_IS_BETTER else 1
+        return 1 if self.larger_is_better else -1
 
     @property
     def percent(self) -> bool:
@@ -137,8 +138,9 @@ def measured(rows: Iterable[Row], tasks: Sequence[str], method: str) -> Measured
         own = [row for row in own if row["split"] == "held-out"] or own
         if own:
             names = [row["metric"] for row in own]
-            metrics[task] = Metric(max(dict.fromkeys(names), key=names.count), own[0]["split"])
-    known = [row for row in known if (row["metric"], row["split"]) == metrics[row["task"]]]
+            name = max(dict.fromkeys(names), key=names.count)
+            metrics[task] = Metric(name, own[0]["split"], name not in SMALLER_IS_BETTER)
+    known = [row for row in known if (row["metric"], row["split"]) == metrics[row["task"]][:2]]
     of_sets = [row["method"] for row in known if row["method"] not in (EXPERT, PRETRAINED)]
     if method not in of_sets and of_sets:
         method = max(dict.fromkeys(of_sets), key=of_sets.count)
