@@ -16,15 +16,31 @@ def front(tmp_path_factory):
     return fronts.front(tmp_path_factory.mktemp("exports"), measured=False)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["", ".", "..", "../x", "a/b", "a\\b", "/tmp/x", ".hidden", "a" * 81, "x\n", "a b", "con", "NUL.txt", "end.", "ä", "a\0b", "~", "-x"],
-)  # fmt: skip
+STRANGE = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "a\\b",
+    "/tmp/x",
+    ".hidden",
+    "a" * 81,
+    "a\nb",
+    "a b",
+    "con",
+    "NUL.txt",
+    "end.",
+    "ä",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("name", STRANGE)
 def test_names_that_are_more_than_a_name_are_refused(front, name):
     before = contents(front.folder.parent)
-    if name not in ("x\n",):  # white space around a name is no part of it
-        with pytest.raises(UserError, match="name: begin with"):
-            export(front, (0.5, 0.5), name)
+    with pytest.raises(UserError, match="name: begin with"):
+        export(front, (0.5, 0.5), name)
     assert contents(front.folder.parent) == before
 
 

@@ -66,7 +66,7 @@ def visit(browser):
 
 
 def drag(page, k: int, value: float) -> None:
-    """Move a slider, as a pointer does: a stream of input events, then the release."""
+    """Move a slider, as a pointer does: input events in quick succession, then the release."""
     page.evaluate(
         """([k, to]) => {
           const slider = document.querySelector(`#share-${k} input[type=range]`)

@@ -109,7 +109,6 @@ def _steer(
             return put(view.shown(moved(now, k, (share or 0.0) / 100), Fields(*fields)), moving=k)
 
         slider.input(slid, [gamma, slider, *choices], **light)
-        slider.release(same, inputs, **light)
     for button, preset in controls.presets:
 
         def pressed(now: Preference, *fields: str, preset: str = preset) -> list[Any]:

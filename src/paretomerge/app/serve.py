@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -122,4 +123,7 @@ def serve(front: Front, *, host: str, port: int, device: str, ready: Callable[[s
             await super().startup(sockets=sockets)
             ready(address)
 
-    Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[bound])
+    server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+    # the streams of pages that are still open are cut off at the end, which is no error
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not server.should_exit)
+    server.run(sockets=[bound])
