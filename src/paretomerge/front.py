@@ -240,7 +240,7 @@ class Front:
                     "measured": list(self.measured),
                 },
             )
-            (temporary / "README.md").write_text(model_card({**self.provenance(), "kind": "front"}), encoding="utf-8")
+            (temporary / "README.md").write_text(self.card(), encoding="utf-8")
 
     def pick(
         self,
@@ -363,7 +363,31 @@ class Front:
         if preference is not None:
             gamma = self.pareto_set.preference(preference).tolist()
             facts["preference"] = dict(zip(self.tasks, gamma, strict=True))
+            if metrics := self.metrics(gamma):
+                facts["metrics"] = metrics
         return {**facts, "sources": self.sources, "versions": versions()}
+
+    def metrics(self, preference: Preference) -> list[dict[str, Any]]:
+        """What is known of θ(γ): task, metric, value, and how it is known (measured on …, or interpolated)."""
+        from paretomerge.report.tables import measured  # it looks at fronts, so it is above this module
+
+        known = measured(self.measured, self.tasks, self.pareto_set.method)
+        return [
+            {
+                "task": task,
+                "metric": known.metrics[task].name,
+                "value": value,
+                "how": f"measured, {known.metrics[task].split}" if exact else "interpolated between measured preferences",
+            }
+            for task, (value, exact) in known.at(self.pareto_set.preference(preference).tolist()).items()
+        ]
+
+    def card(self) -> str:
+        """The front's model card."""
+        from paretomerge.report.tables import card_table
+
+        table = card_table(self.measured, self.tasks, self.pareto_set.method)
+        return model_card({**self.provenance(), "kind": "front", "table": table})
 
     def head(self, task: str) -> Head:
         """The head of one task (see ``head_of``)."""

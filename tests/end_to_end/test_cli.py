@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from commands import HEADS, apart, contents, program
 from paretomerge import fit, load_experts, load_front, merge
+from paretomerge.evaluation.queries import record
 from paretomerge.merges import MERGES
 from paretomerge.recipe import combined
 from paretomerge.weights.checkpoint import INDEX, open_checkpoint
@@ -353,6 +354,38 @@ def test_tokenizers_and_other_companions_travel(cli, zoo, tmp_path):
     carried = {name: value for name, value in contents(base).items() if name not in ("config.json", "model.safetensors")}
     for folder in ("merged", "front", "picked"):
         assert carried.items() <= contents(cli.here / folder).items()
+
+
+def test_a_card_has_the_recipe_that_makes_the_same(cli, zoo):
+    flags = ["--option", "rank=3", "--option", 'targets=["*.mlp.*"]', "--on", "ties", "--on-option", "density=0.3"]
+    cli("fit", *zoo.flags("llama"), *flags, "-o", "front")
+    card = (cli.here / "front" / "README.md").read_text()
+    (cli.here / "again.yaml").write_text(card.split("```yaml\n")[1].split("```")[0])
+    cli("fit", "again.yaml", "-o", "again")
+    assert contents(cli.here / "front") == contents(cli.here / "again")
+
+
+def test_cards_tell_what_was_measured(cli, zoo):
+    cli("fit", *zoo.flags("llama"), "-o", "front")
+    card = cli.here / "front" / "README.md"
+    card.write_text(card.read_text() + "What I think of it.\n")
+    row = {"method": "pareto-merging", "metric": "accuracy", "split": "held-out", "seed": 0}
+    rows = [row | {"preference": f"only:{p}", "task": t, "value": 0.9 if p == t else 0.5} for p in "ab" for t in "ab"]
+    record(cli.here / "front", rows[:2])
+    record(cli.here / "front", rows)
+    text = card.read_text()
+    assert "| only:a | 90.0 % | 50.0 % |" in text and text.count("## Metrics") == 1
+    assert text.endswith("What I think of it.\n") and "Nothing" not in text
+    for preference, value, how in (("only:a", 0.9, "measured, held-out"), ("a=3,b=1", 0.8, "interpolated")):
+        cli("pick", "front", "-p", preference, "-o", "model", "--overwrite")
+        cli("pick", "front", "-p", preference, "--lora", "-o", "adapter", "--overwrite")
+        for folder in ("model", "adapter"):
+            _, metadata, picked = (cli.here / folder / "README.md").read_text().split("---\n", 2)
+            assert f"| a | accuracy | {value} | {how}" in picked
+            index = yaml.safe_load(metadata).get("model-index")
+            assert (index is not None) == how.startswith("measured")
+            if index:
+                assert index[0]["results"][0]["metrics"][0]["value"] == pytest.approx(value)
 
 
 def test_model_cards(cli, zoo, tmp_path, monkeypatch):

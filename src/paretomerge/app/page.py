@@ -184,9 +184,9 @@ def _controls(view: View) -> _Controls:
             with gr.Row():
                 for k, task in enumerate(known.shown):
                     metric = known.metrics[task]
-                    label = f"{task} {'at least' if metric.sign > 0 else 'at most'}{', %' if metric.percent else ''}"
+                    label = f"{task} {'≥' if metric.sign > 0 else '≤'}{', %' if metric.percent else ''}"
                     bounds.append(gr.Textbox(label=label, placeholder="any", min_width=130, max_lines=1, elem_id=f"bound-{k}"))
-            with gr.Row(equal_height=True):
+            with gr.Row():
                 maximise = gr.Dropdown(
                     list(known.shown), value=known.shown[0], label="best at", min_width=120, elem_id="maximise"
                 )
@@ -200,9 +200,9 @@ def _shown(view: View) -> tuple[gr.HTML, gr.Plot, list[gr.components.Component]]
     table = _html(first.table, "metrics")
     tasks = list(view.figure_tasks)
     with gr.Row(visible=len(tasks) > 2):
-        figure = gr.Radio([TWO, ALL], value=TWO, label="figure", min_width=230, elem_id="view")
-        x = gr.Dropdown(tasks, value=view.first.x, label="across", elem_id="across", min_width=120)
-        y = gr.Dropdown(tasks, value=view.first.y, label="up", elem_id="up", min_width=120)
+        figure = gr.Radio([TWO, ALL], value=TWO, label="figure", min_width=270, elem_id="view")
+        x = gr.Dropdown(tasks, value=view.first.x, label="across", elem_id="across", min_width=110)
+        y = gr.Dropdown(tasks, value=view.first.y, label="up", elem_id="up", min_width=110)
     # one figure: drawing it is most of what a move of a slider costs
     plot = gr.Plot(_drawn(first.figure), show_label=False, container=False, elem_id="figure")
     return table, plot, [figure, x, y]

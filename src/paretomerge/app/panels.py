@@ -35,7 +35,7 @@ def heading(front: Front) -> str:
     parts = [
         f"{len(front.tasks)} tasks",
         f"method {escape(front.pareto_set.method)}",
-        f"{_count(parameters['base'])} parameters + {100 * parameters['added_share']:.2g} %",
+        f"{_count(parameters['base'])} parameters + {_share(parameters['added_share'])}",
     ]
     return f"<h1>{escape(name(front))}</h1><p class='pm-facts'>{' · '.join(parts)}</p>"
 
@@ -181,6 +181,11 @@ def _difference(value: float, own: float, percent: bool) -> str:
     apart = value - own
     text = f"{100 * apart:+.1f} points" if percent else f"{apart:+.3g}"
     return text.replace("-", "−")
+
+
+def _share(share: float) -> str:
+    """In per cent, with two digits where it is small."""
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
 
 
 def _count(n: int) -> str:

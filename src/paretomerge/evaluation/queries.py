@@ -16,9 +16,10 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.directions import larger_is_better
 from paretomerge.evaluation.results import Row
+from paretomerge.export.card import METRICS
 from paretomerge.front import FACTS
 from paretomerge.weights.checkpoint import read_json
-from paretomerge.weights.writing import write_json
+from paretomerge.weights.writing import write_json, write_text
 
 
 class Found(NamedTuple):
@@ -113,9 +114,25 @@ def record(folder: str | Path, rows: Iterable[Row]) -> None:
     try:
         write_json(temporary, {**facts, "measured": list(measured.values())})
         os.replace(temporary, file)
+        _renew_card(file.with_name("README.md"), facts, list(measured.values()))
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
+
+
+def _renew_card(card: Path, facts: Mapping[str, Any], rows: list[Any]) -> None:
+    """Bring the metrics of a front's card up to date, and leave the rest of it, which people edit, alone."""
+    from paretomerge.report.tables import card_table
+
+    try:
+        text = card.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    before, begins, rest = text.partition(METRICS[0])
+    _, ends, after = rest.partition(METRICS[1])
+    if begins and ends:
+        table = card_table(rows, facts["tasks"], facts["method"])
+        write_text(card, "\n".join([before + begins, *table, ends + after]))
 
 
 class _Point(NamedTuple):

@@ -4,31 +4,127 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import yaml
+
+METRICS = ("<!-- paretomerge: metrics -->", "<!-- paretomerge: end of metrics -->")
+"""Around the part of a front's card that ``evaluate`` writes anew."""
 
 
 def model_card(provenance: Mapping[str, Any]) -> str:
-    """A README.md with Hugging Face metadata: what was merged, how, at which preference."""
+    """A README.md with Hugging Face metadata: what was merged, how, at which preference, and how good it is.
+
+    Args:
+        provenance: method, settings, sources, versions; ``preference`` of a pick; ``kind`` ``"front"``; ``metrics``: lines
+            {task, metric, value, how} of a model, for the table and the hub's model index; ``table``: of a front, the lines
+            of its table as ``metrics_table`` makes them; ``adapter_of``: of an adapter, the model that it is for.
+    """
     sources = provenance.get("sources", {})
     base = sources.get("base", {}).get("path")
     experts = {task: source.get("path") for task, source in sources.get("experts", {}).items()}
-    named = [str(path) for path in [base, *experts.values()] if path]
-    front_matter = ["---", "library_name: transformers", "tags:", "- merge", "- paretomerge"]
-    if named:
-        front_matter += ["base_model:", *(f"- {json.dumps(path, ensure_ascii=False)}" for path in named)]
-    lines = [*front_matter, "---", "", f"# Merged by paretomerge: {provenance.get('method')}", ""]
+    method = str(provenance.get("method"))
+    lines = ["---", *_metadata(provenance, [str(path) for path in [base, *experts.values()] if path]), "---", ""]
+    lines += [f"# Merged by paretomerge: {_text(method)}", ""]
     if preference := provenance.get("preference"):
-        shares = ", ".join(f"{task} {share:.1%}" for task, share in preference.items())
+        shares = ", ".join(f"{_text(task)} {share:.1%}" for task, share in preference.items())
         lines += [f"Preference: {shares}.", ""]
     if provenance.get("kind") == "front":
         preference = ",".join(f"{task}={2 if place == 0 else 1}" for place, task in enumerate(experts))
         lines += [
             "This folder is the model at equal preference, and holds what is needed for any other:",
             "", "```sh", f"paretomerge pick . --preference {shlex.quote(preference)} --output model", "```", "",
+            METRICS[0], *provenance.get("table", []), METRICS[1], "",
         ]  # fmt: skip
-    lines += ["| | |", "|---|---|", f"| base | `{base}` |"]
-    lines += [f"| expert **{task}** | `{path}` |" for task, path in experts.items()]
+    elif metrics := provenance.get("metrics"):
+        lines += ["## Metrics", "", "| task | metric | value | |", "|---|---|---|---|"]
+        lines += [f"| {_text(m['task'])} | {_text(m['metric'])} | {m['value']:.4g} | {_text(m['how'])} |" for m in metrics]
+        lines += [""]
+    lines += ["## What was merged", "", "| | |", "|---|---|", f"| base | {_code(base)} |"]
+    lines += [f"| expert **{_text(task)}** | {_code(path)} |" for task, path in experts.items()]
     settings = provenance.get("settings", {})
-    lines += [f"| {name} | `{value}` |" for name, value in settings.items() if name != "lambda"]  # that one is a long list
+    lines += [f"| {_text(name)} | {_code(value)} |" for name, value in settings.items() if name != "lambda"]  # a long list
+    if recipe := _recipe(method, base, experts, settings):
+        lines += ["", "## Recipe", "", "```yaml", *recipe.splitlines(), "```"]
+    if versions := provenance.get("versions"):
+        lines += ["", "Made with " + ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def metrics_table(metrics: Mapping[str, str], rows: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """The lines of a front's table: a column per task (task -> its metric), a row per model (name, cells)."""
+    if not rows:
+        return []
+    head = "".join(f" {_text(task)}: {_text(metric)} |" for task, metric in metrics.items())
+    lines = [f"| {_text(name)} |" + "".join(f" {_text(cell)} |" for cell in cells) for name, cells in rows]
+    return ["## Metrics", "", f"| |{head}", "|---|" + "---|" * len(metrics), *lines]
+
+
+def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
+    """The lines of YAML that the hub reads."""
+    adapter_of = provenance.get("adapter_of")
+    lines = [f"library_name: {'peft' if adapter_of else 'transformers'}", "tags:", "- merge", "- paretomerge"]
+    if provenance.get("kind") == "front":
+        lines += ["- pareto-set"]
+    if adapter_of:
+        lines += ["- lora", f"base_model: {json.dumps(adapter_of, ensure_ascii=False)}", "base_model_relation: adapter"]
+    elif named:
+        lines += ["base_model:", *(f"- {json.dumps(path, ensure_ascii=False)}" for path in named)]
+        lines += ["base_model_relation: merge"]
+    results = [
+        {
+            "task": {"type": "other", "name": m["task"]},
+            "dataset": {"type": "custom", "name": m["task"]},
+            "metrics": [{"type": m["metric"], "value": m["value"], "verified": False}],
+        }
+        for m in provenance.get("metrics", [])
+        if str(m["how"]).startswith("measured")  # an interpolated number is no result
+    ]
+    if results:
+        index = [{"name": f"{provenance.get('method')} merge", "results": results}]
+        lines += yaml.safe_dump({"model-index": index}, allow_unicode=True, sort_keys=False).splitlines()
+    return lines
+
+
+def _recipe(method: str, base: Any, experts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """What ``paretomerge fit`` or ``merge`` can read again, of the settings those that are options of the method."""
+    from paretomerge.options import describe_methods
+
+    on_data = "data" in settings
+    command = "fit --data" if on_data else None
+    known = [row for row in describe_methods() if row["name"] == method and command in (None, row["command"])]
+    if not known or not base or any(path in (None, "in memory") for path in (base, *experts.values())):
+        return ""
+    names = known[0]["options"]
+    options = {name: value for name, value in settings.items() if name in names and value is not None}
+    facts: dict[str, Any] = {"base": str(base), "experts": {str(task): str(path) for task, path in experts.items()}}
+    facts |= {"method": method, **({"options": options} if options else {})}
+    if isinstance(settings.get("on"), Mapping):
+        facts["on"] = dict(settings["on"])
+    data = settings.get("data")
+    named = isinstance(data, Mapping) and all(isinstance(spec, Mapping) and "path" in spec for spec in data.values())
+    if isinstance(data, Mapping) and named:
+        facts["data"] = {task: {key: value for key, value in spec.items() if key != "split"} for task, spec in data.items()}
+    try:
+        text: str = yaml.safe_dump(facts, allow_unicode=True, sort_keys=False, width=10**6)
+    except yaml.YAMLError:  # settings of somebody else's front may hold anything
+        return ""
+    return text + ("# and data: the inputs of each task\n" if on_data and not named else "")
+
+
+def _text(value: object) -> str:
+    """Text that Markdown and HTML show as it is, on one line."""
+    text = " ".join(str(value).split())
+    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*"), ("[", "\\[")):
+        text = text.replace(sign, shown)
+    return text
+
+
+def _code(value: object) -> str:
+    """The same, as code: longer quotes than any that is in it."""
+    text = " ".join(str(value).split()).replace("|", "\\|")
+    quotes = "`"
+    while quotes in text:
+        quotes += "`"
+    return f"{quotes} {text} {quotes}" if len(quotes) > 1 else f"`{text}`"

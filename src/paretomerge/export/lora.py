@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import PROVENANCE
 from paretomerge.weights.adapted import Adapted, Compressed, Pair, compressed
 from paretomerge.weights.architecture import empty_model, live_names
@@ -68,6 +69,7 @@ def write_lora(
         write_safetensors(tensors, temporary / "adapter_model.safetensors")
         write_json(temporary / "adapter_config.json", adapter)
         write_json(temporary / PROVENANCE, provenance)
+        (temporary / "README.md").write_text(model_card({**provenance, "adapter_of": base_model}), encoding="utf-8")
     total = sum(each.total for each in losses.values())
     return (sum(each.lost for each in losses.values()) / total) ** 0.5 if total else 0.0
 

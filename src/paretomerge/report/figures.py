@@ -99,6 +99,23 @@ def _pair_traces(of: Measured, x: str, y: str, *, small: bool = False) -> list[d
     known = [
         Point(f"expert {task}", (), each) for task, each in of.experts.items() if task in (x, y) and x in each and y in each
     ]
+    ends = [(p.values[x], p.values[y]) for p in points]
+    for task, ways in ((x, 0), (y, 1)):  # an expert that was measured at its own task alone is a line
+        own = of.experts.get(task, {})
+        if task in own and not (x in own and y in own) and ends:
+            low, high = (function(end[1 - ways] for end in ends) for function in (min, max))
+            line_ends = [{task: own[task], (y, x)[ways]: value} for value in (low, high)]
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines+markers",
+                    "name": f"expert {plain(task)}",
+                    **_xy(of, x, y, line_ends),
+                    "line": {"color": EXPERT, "dash": ("dot", "dash")[ways], "width": 1.5},
+                    "marker": {"symbol": "triangle-up", "size": 0.8 * size, "color": EXPERT},
+                    "hovertemplate": f"expert {plain(task)}: {of.metrics[task].text(own[task])}<extra></extra>",
+                }
+            )
     if known:
         data.append(dots("experts", known, symbol="triangle-up", size=1.6 * size, color=EXPERT))
     return data

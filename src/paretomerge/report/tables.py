@@ -15,6 +15,7 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.between import between
 from paretomerge.evaluation.queries import SMALLER_IS_BETTER
 from paretomerge.evaluation.results import Row
+from paretomerge.export.card import metrics_table
 
 EXPERT = "expert"
 """The method of rows that measure an expert by itself; their preference says whose: ``only:TASK``."""
@@ -204,6 +205,15 @@ def hypervolume(of: Measured, points: Sequence[Point], reference: Mapping[str, f
     exact = not (len(of.shown) >= 7 and len(points) > 100)  # beyond that the exact one takes minutes
     compute = moocore.hypervolume if exact else moocore.hv_approx
     return Volume(float(compute(-f, ref=-least)), at, len(points), exact)
+
+
+def card_table(rows: Iterable[Row], tasks: Sequence[str], method: str) -> list[str]:
+    """Of a front's model card: the named preferences, experts and other models, a line each."""
+    known = measured(rows, tasks, method)
+    models = [p for p in known.points if "=" not in p.name] or list(known.points)
+    models += [*known.others, *(Point(f"expert {task}", (), values) for task, values in known.experts.items())]
+    cells = [(p.name, [known.metrics[t].text(p.values[t]) if t in p.values else "–" for t in known.shown]) for p in models]
+    return metrics_table({task: f"{known.metrics[task].name}, {known.metrics[task].split}" for task in known.shown}, cells)
 
 
 def short(name: str, tasks: Sequence[str]) -> str:
