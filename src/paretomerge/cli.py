@@ -302,12 +302,12 @@ def pick(
         from paretomerge.recipe import parse_numbers
 
         if knee:
-            found = knee_of(opened.measured, opened.tasks)
+            found = knee_of(opened.own_rows, opened.tasks)
         elif maximise is None:
             raise UserError("--at-least needs --maximise TASK: of the models that are good enough, the best at what?")
         else:
             enough = parse_numbers(at_least or [], "--at-least")
-            found = best_with(opened.measured, opened.tasks, at_least=enough, maximise=maximise)
+            found = best_with(opened.own_rows, opened.tasks, at_least=enough, maximise=maximise)
         preference, facts = found.preference, {"measured": found.values, "of": found.points}
         if not quiet:
             print(f"{preference}: of {found.points} measured preferences", file=sys.stderr)

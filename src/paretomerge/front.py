@@ -120,6 +120,12 @@ class Front:
     def tasks(self) -> tuple[str, ...]:
         return self.pareto_set.tasks
 
+    @property
+    def own_rows(self) -> tuple[Row, ...]:
+        """The measured rows of the set itself, without those of experts and other models."""
+        own = tuple(row for row in self.measured if row["method"] == self.pareto_set.method)
+        return own or self.measured  # evaluate can give the rows another name
+
     def at(self, preference: Preference, dtype: torch.dtype | None = None, head: str | None = None) -> Weights:
         """θ(γ), lazily; with ``head`` the whole model of that task, in its own naming (see ``ParetoSet.at``)."""
         weights = self.pareto_set.at(preference, dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,6 +30,9 @@ def evaluate(
     workers: Workers = 1,
     ray: Ray = None,
     gpus: Gpus = 0.0,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Measure the experts and the pretrained base, too, from their paths.")
+    ] = False,
     dry: Annotated[bool, typer.Option("--dry", help="Do not record the numbers in the front.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -66,11 +69,20 @@ def evaluate(
         wanted = [*preference, *sampled(opened.tasks, sample, seed)]
     else:
         wanted = standard_preferences(opened.tasks, sample, seed)
-    with progress("measuring", len(wanted) * len(names), 0, quiet) as tick:
+    if experts and not tasks:
+        raise UserError("--experts goes with --data")
+    sources = experts * (len(opened.tasks) + 1)
+    with progress("measuring", (len(wanted) + sources) * len(names), 0, quiet) as tick:
+        told = (lambda row: tick(row["task"], 0)) if tick else None
         rows = evaluate_by(
             opened, judge, wanted, splits={name: task.split for name, task in tasks.items()} or None, seed=seed,
-            progress=(lambda row: tick(row["task"], 0)) if tick else None, workers=workers, ray=ray, gpus=gpus,
+            progress=told, workers=workers, ray=ray, gpus=gpus,
         )  # fmt: skip
+        if experts:
+            from paretomerge.evaluation.experts import evaluate_sources
+
+            each = list(tasks.values())
+            rows += evaluate_sources(opened, each, seed=seed, batch_size=batch_size, device=device, progress=told)
     if not dry:
         record(front, rows)
     if as_json:

@@ -129,7 +129,10 @@ def show_rows(rows: Sequence[Row]) -> None:
     table.add_column("preference")
     for task in tasks:
         table.add_column(f"{task}\n{metrics[task]}", justify="right")
-    for preference in dict.fromkeys(row["preference"] for row in rows):
-        values = {row["task"]: f"{row['value']:.4f}" for row in rows if row["preference"] == preference}
-        table.add_row(preference, *(values.get(task, "") for task in tasks))
+    own = rows[0]["method"] if rows else ""
+    for method, preference in dict.fromkeys((row["method"], row["preference"]) for row in rows):
+        found = [row for row in rows if (row["method"], row["preference"]) == (method, preference)]
+        values = {row["task"]: f"{row['value']:.4f}" for row in found}
+        name = preference if method == own else f"{method} {preference}"
+        table.add_row(name, *(values.get(task, "") for task in tasks))
     Console(markup=False, emoji=False, highlight=False).print(table)

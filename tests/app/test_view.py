@@ -16,8 +16,9 @@ TASKS = ("math", "code", "law")
 
 
 def view(rows, tasks=TASKS) -> View:
-    front = SimpleNamespace(tasks=tasks, measured=tuple(rows), pareto_set=SimpleNamespace(method="pareto-merging"), folder=None)
-    return View(front)
+    own = tuple(row for row in rows if row["method"] == "pareto-merging")
+    of = SimpleNamespace(method="pareto-merging")
+    return View(SimpleNamespace(tasks=tasks, measured=tuple(rows), own_rows=own, pareto_set=of, folder=None))
 
 
 @pytest.fixture

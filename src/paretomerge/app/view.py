@@ -135,10 +135,8 @@ class View:
 
     def _rows(self) -> list[Row]:
         """The rows of the set alone, in the metrics that are shown, as the queries want them."""
-        of = self.front.pareto_set.method
         known = self.measured.metrics
-        rows = [row for row in self.front.measured if row["method"] == of] or list(self.front.measured)
-        return [row for row in rows if row["task"] in known and row["metric"] == known[row["task"]].name]
+        return [row for row in self.front.own_rows if row["task"] in known and row["metric"] == known[row["task"]].name]
 
 
 def head_of(choice: str) -> str | None:

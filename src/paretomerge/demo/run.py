@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from statistics import fmean, stdev
@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 from paretomerge import api, preferences
+from paretomerge.evaluation.evaluate import evaluate, standard_preferences
 from paretomerge.evaluation.evaluate import measure as measure_metric
+from paretomerge.evaluation.experts import EXPERT, PRETRAINED
 from paretomerge.evaluation.results import Row, value
 from paretomerge.evaluation.tasks import DataSpec, Task
 from paretomerge.front import Front, front_of
@@ -28,6 +30,8 @@ MEASURED = 500
 """Held-out images a task, of 1 000 that come with the package: enough for a demonstration in under a minute."""
 STEPS = 6
 """Preferences between two tasks: γ = 0, 1/6, …, 1."""
+KEPT = 3
+"""Random preferences, beside the named ones, at which the front that is kept is measured."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of one task, the others sharing the rest."""
 RESULTS = "demo.json"
@@ -87,7 +91,12 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         draw(folder / "front.png", rows, tasks, list(sets))
         if fit:
             rows += fitted(shipped, say)
-        sets[PM_ALL].save(folder / "front")
+        say("the front that is kept: measuring preferences for report and explore")
+        kept = evaluate(
+            sets[PM_ALL], list(shipped.tasks.values()), standard_preferences(tasks, KEPT), seed=seed, batch_size=256
+        )
+        beside = [row for row in rows if row["method"] in (EXPERT, PRETRAINED)]
+        replace(sets[PM_ALL], measured=(*kept, *beside)).save(folder / "front")
         write_json(folder / RESULTS, {"results": rows})
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -95,6 +104,7 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         show(rows, tasks, {name: front.summary()["parameters"]["added_share"] for name, front in sets.items()}, fit)
         first, second = tasks[:2]
         print(f"picture: {output / 'front.png'}    front: {output / 'front'}    {time.perf_counter() - started:.0f} s")
+        print(f"look:    paretomerge report {output / 'front'} -o report.html    or: paretomerge explore {output / 'front'}")
         print(f"next:    paretomerge pick {output / 'front'} --head {first} "
               f"-p {first}=0.7,{second}=0.3,{','.join(f'{t}=0' for t in tasks[2:])} -o my-model")  # fmt: skip
 

@@ -129,6 +129,7 @@ def pairs(of: Measured) -> Figure:
         return empty("fewer than two tasks are measured")
     data: list[dict[str, Any]] = []
     axes: dict[str, Any] = {}
+    named: set[str] = set()
     gap = min(0.06, 0.18 / n)
     width = (1 - gap * (n - 1)) / n
     for row in range(n):
@@ -137,7 +138,8 @@ def pairs(of: Measured) -> Figure:
             number = row * n + column + 1
             suffix = "" if number == 1 else str(number)
             for trace in _pair_traces(of, x, y, small=n > 1):
-                first = number == 1
+                first = trace["name"] not in named  # in the legend once, whichever panel has it
+                named.add(trace["name"])
                 data.append(
                     trace | {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "showlegend": first, "legendgroup": trace["name"]}
                 )

@@ -73,7 +73,7 @@ def gather(front: Front, *, run: Path | None = None, reference: Mapping[str, flo
     compared = hypervolume(known, own, volume.reference) if volume and len(own) == len(front.tasks) else None
     bend = None
     if len(known.shown) > 1 and known.complete:
-        rows = [row for row in front.measured if row["method"] == front.pareto_set.method] or list(front.measured)
+        rows = [row for row in front.own_rows if row["task"] in known.metrics]
         try:
             found = knee([row for row in rows if row["metric"] == known.metrics[row["task"]].name], known.shown)
             bend = next((p for p in known.complete if p.name == found.preference), None)

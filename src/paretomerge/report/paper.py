@@ -149,6 +149,10 @@ def _panel(panel: Axes, known: Measured, x: str, y: str, *, small: bool) -> None
             put([other], other.name, marker="XP*"[number % 3], color=OTHER, markersize=1.6 * size)
     own = [Point(task, (), each) for task, each in known.experts.items() if task in (x, y) and x in each and y in each]
     put(own, "experts", marker="^", color=EXPERT, markersize=1.6 * size)
+    for task, draw in ((x, panel.axvline), (y, panel.axhline)):
+        each = known.experts.get(task, {})
+        if task in each and not own and points:  # measured at its own task alone
+            draw(known.metrics[task].number(each[task]), color=EXPERT, linestyle=":", linewidth=1, label="experts", zorder=1)
 
 
 def parallel(known: Measured) -> Figure:

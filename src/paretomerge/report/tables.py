@@ -13,14 +13,10 @@ import numpy as np
 from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.between import between
+from paretomerge.evaluation.experts import EXPERT, PRETRAINED
 from paretomerge.evaluation.queries import SMALLER_IS_BETTER
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import metrics_table
-
-EXPERT = "expert"
-"""The method of rows that measure an expert by itself; their preference says whose: ``only:TASK``."""
-PRETRAINED = "pretrained"
-"""… and of those that measure the base that the experts come from."""
 
 
 class Metric(NamedTuple):
