@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import fronts
-from paretomerge import preferences
+from paretomerge import api, preferences
 from paretomerge.errors import UserError
 from paretomerge.report.layers import changes
 from paretomerge.report.page import gather, html
 from paretomerge.report.paper import write_figures
+from paretomerge.report.routing import routing
 from paretomerge.report.run_log import read_run
+from paretomerge.weights.experts import load_experts
 
 
 class Seen(HTMLParser):
@@ -128,3 +130,19 @@ def test_logs_of_runs(tmp_path):
     assert found.steps == 1000 and len(found.losses["a"][0]) <= 400
     steps, losses = found.losses["a"]
     assert steps == losses and found.losses["b"][1] == pytest.approx([1.0] * len(found.losses["b"][1]))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("pwe-moe", {"modules": "mlp"}), ("steered", {"rank": 2, "targets": "attention"})]
+)
+def test_routers_have_a_heat_map(method, options, tmp_path):
+    front = fronts.front(tmp_path, measured=False)
+    (tmp_path / "text.txt").write_text("the cat sat on the mat .\n" * 200)
+    data = dict.fromkeys("ab", str(tmp_path / "text.txt"))
+    experts = load_experts(tmp_path / "base", {t: tmp_path / f"expert-{i}" for i, t in enumerate(front.tasks)})
+    fitted = api.fit(experts, method, data=data, steps=1, batch=2, **options)
+    page = html(gather(fitted))
+    assert "Routing" in read(page).text
+    drawn = [figure for figure in figures_of(page) if "only:a → b" in figure["data"][0].get("x", ())]
+    assert len(drawn) == 1 and len(drawn[0]["data"][0]["z"]) == len(routing(fitted.pareto_set).modules)
+    assert drawn[0]["data"][0]["z"][0][1] == pytest.approx(float(routing(fitted.pareto_set).weights[0, 0, 1]))

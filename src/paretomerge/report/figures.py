@@ -27,7 +27,7 @@ def figure(data: list[dict[str, Any]], **changes: Any) -> Figure:
     return {"data": data, "layout": layout(**changes), "config": CONFIG}
 
 
-def empty(message: str, height: int = 300) -> Figure:
+def empty(message: str, height: int = 240) -> Figure:
     """A figure that only says why there is none."""
     note = {"text": plain(message), "showarrow": False, "x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
     off = {"visible": False}
@@ -45,7 +45,7 @@ def pair(of: Measured, x: str, y: str, *, current: Values | None = None, height:
         height: in pixels.
     """
     if x not in of.metrics or y not in of.metrics:
-        return empty(f"nothing is measured for {x if x not in of.metrics else y}", height)
+        return empty(f"nothing is measured for {x if x not in of.metrics else y}")
     data = _pair_traces(of, x, y)
     if current and x in current and y in current:
         known = current[x][1] and current[y][1]
@@ -162,7 +162,7 @@ def parallel(of: Measured, *, current: Values | None = None, height: int = 430) 
     """
     tasks = of.shown
     if not tasks:
-        return empty("nothing is measured", height)
+        return empty("nothing is measured")
     same = len({of.metrics[task].label for task in tasks}) == 1
     models = [*of.points, *of.others, *(Point(task, (), each) for task, each in of.experts.items())]
     known = {task: [of.metrics[task].sign * p.values[task] for p in models if task in p.values] for task in tasks}
@@ -226,7 +226,7 @@ def radar(of: Measured, points: Sequence[Point], *, height: int = 460) -> Figure
     """A polygon per preference, tasks around it; each task from the worst that is measured (inside) to the best (rim)."""
     tasks = of.shown
     if len(tasks) < 3:
-        return empty("a radar needs three measured tasks", height)
+        return empty("a radar needs three measured tasks")
     models = [*of.points, *of.others, *(Point(task, (), each) for task, each in of.experts.items())]
     known = {task: [of.metrics[task].sign * p.values[task] for p in models if task in p.values] for task in tasks}
     percent = all(of.metrics[task].percent for task in tasks)

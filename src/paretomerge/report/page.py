@@ -15,8 +15,11 @@ from paretomerge.evaluation.queries import knee
 from paretomerge.front import FACTS, Front, versions
 from paretomerge.report import figures
 from paretomerge.report.layers import Changes, changes
+from paretomerge.report.routing import routing
 from paretomerge.report.run_log import RunLog, read_run
 from paretomerge.report.tables import Measured, Point, Volume, hypervolume, measured, short
+from paretomerge.sets.routed import Routed
+from paretomerge.sets.steered import Steered
 from paretomerge.weights.checkpoint import read_json
 
 _MATRIX = 8
@@ -93,6 +96,7 @@ def html(content: Content) -> str:
     _figures(parts, content)
     _volume(parts, content)
     _layers(parts, content)
+    _routing(parts, content)
     _training(parts, content)
     _provenance(parts, content)
     title = f"{name}: {front.pareto_set.method} of {len(front.tasks)} tasks"
@@ -288,6 +292,20 @@ def _layers(parts: _Parts, content: Content) -> None:
     parts.figure(
         figures.heat(list(kinds), found.tasks, list(kinds.values()), unit=unit, title="", rows_are=""),
         "The same by kind of matrix.",
+    )
+
+
+def _routing(parts: _Parts, content: Content) -> None:
+    of = content.front.pareto_set
+    if not isinstance(of, Routed | Steered):
+        return
+    found = routing(of)
+    parts.section("Routing")
+    columns = [f"only:{task} → {other}" for task in found.tasks for other in found.tasks]
+    weights = found.weights.transpose(0, 1).flatten(1).tolist()  # (modules, preferences · task vectors)
+    parts.figure(
+        figures.heat(found.modules, columns, weights, unit="coefficient", title="preference → task vector", rows_are=""),
+        "How much of each task vector every module gets at the one-hot preferences, modules in order of depth.",
     )
 
 
