@@ -8,7 +8,7 @@ from typing import NamedTuple
 from paretomerge import preferences
 from paretomerge.app import panels
 from paretomerge.app.exports import free_name
-from paretomerge.app.simplex import percentages
+from paretomerge.app.simplex import moved, percentages
 from paretomerge.errors import UserError
 from paretomerge.evaluation.queries import best_with
 from paretomerge.evaluation.queries import knee as knee_of
@@ -62,6 +62,7 @@ class View:
         self.measured: Measured = measured(front.measured, front.tasks, front.pareto_set.method)
         self.equal = preferences.equal(len(self.tasks))
         """The preference that everyone begins with."""
+        self.measured.at(moved(self.equal, 0, 0.123))  # the first interpolation imports scipy: now, while nobody waits
 
     @property
     def figure_tasks(self) -> tuple[str, ...]:
