@@ -91,6 +91,16 @@ def test_mistakes_are_one_line(llama, vit, tmp_path):
         Live(load_front(tmp_path / "front")).ask((0.5, 0.5), None, "the cat")
 
 
+def test_a_long_prompt_makes_room_at_its_beginning(llama):
+    live = Live(llama)  # 16 positions
+    assert live.ask((0.5, 0.5), None, "the dog sat . " * 9 + "the cat sat", new_tokens=12).text
+    with pytest.raises(UserError, match="room for 16 tokens"):
+        live.ask((0.5, 0.5), None, "the cat", new_tokens=16)
+    assert live._tokens("dog " * 20 + "cat", leaving=12)["input_ids"].tolist() == [
+        live._tokens("dog dog cat", leaving=1)["input_ids"][0, -4:].tolist()
+    ]
+
+
 def test_kinds():
     assert kind_of({"architectures": ["BertForSequenceClassification"]}) == "text"
     assert kind_of({"architectures": ["CLIPModel"], "text_config": {}, "vision_config": {}}) == "image and classes"

@@ -126,20 +126,24 @@ class Live:
             return predict(model, batch, Prompts.of(self._tokenizer, classes, width=width).features(model))[0]
         if kind == "text":
             return predict(model, self._tokens(str(given)))[0]
-        tokens = self._tokens(str(given))
+        tokens = self._tokens(str(given), leaving=new_tokens)
         batch = on_model({name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}, model)
         generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
         pad = next((i for i in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id) if i is not None), 0)
         out = generate(**batch, max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad)
         return str(self._tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True))
 
-    def _tokens(self, text: str) -> dict[str, Tensor]:
+    def _tokens(self, text: str, leaving: int = 0) -> dict[str, Tensor]:
+        """A text as a batch of one; ``leaving``: the beginning of a long prompt makes room for so many tokens at its end."""
         longest = self.front.config.get("max_position_embeddings") or self.front.config.get("n_positions")
-        limit = min(n for n in (self._tokenizer.model_max_length, longest, 10**6) if n)
-        encoded = self._tokenizer([text], truncation=True, max_length=int(limit), return_attention_mask=False)
-        pad = self._tokenizer.pad_token_id or 0
+        limit = int(min(n for n in (self._tokenizer.model_max_length, longest, 10**6) if n))
+        if leaving >= limit:
+            raise UserError(f"the model has room for {limit} tokens in all: ask for fewer new ones")
+        options = {"return_attention_mask": False, "verbose": False}
+        encoded = self._tokenizer([text], **options, **({} if leaving else {"truncation": True, "max_length": limit}))
         names = [name for name in ("input_ids", "token_type_ids") if name in encoded]
-        return TextInputs({name: encoded[name] for name in names}, pad).batch([0])
+        sequences = {name: [encoded[name][0][leaving - limit :] if leaving else encoded[name][0]] for name in names}
+        return TextInputs(sequences, self._tokenizer.pad_token_id or 0).batch([0])
 
     @cached_property
     def _tokenizer(self) -> Any:

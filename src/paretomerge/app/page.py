@@ -18,6 +18,7 @@ from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, WHOLE, Fields
 from paretomerge.errors import UserError
 from paretomerge.preferences import Preference
 from paretomerge.report.figures import Figure
+from paretomerge.report.tables import title
 from paretomerge.sets.low_rank import LowRank
 
 # One request and its answer for what is light; the queue with its stream of events is for the model. A slider's moves while an
@@ -42,7 +43,7 @@ class _Controls(NamedTuple):
 
 def page(view: View, live: Live) -> gr.Blocks:
     """The page. A visitor's preference is in a ``gr.State``, so visitors do not meet; ``live`` has a lock of its own."""
-    with gr.Blocks(title=f"{panels.name(view.front)} · paretomerge", analytics_enabled=False) as blocks:
+    with gr.Blocks(title=f"{title(view.front)} · paretomerge", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
         gamma = gr.State(view.equal)
         link = gr.Textbox(visible="hidden", elem_id="link")
         _html(panels.heading(view.front), "heading")

@@ -9,23 +9,9 @@ from html import escape
 from paretomerge.app.live import Answer
 from paretomerge.app.simplex import CORNERS, percentages, place
 from paretomerge.front import Front
-from paretomerge.report.tables import Measured, short
+from paretomerge.report.tables import Measured, short, title
 
 Values = Mapping[str, tuple[float, bool]]
-
-
-def name(front: Front) -> str:
-    """What the front is called: its folder, with the folder above where that is what tells it from others.
-
-    >>> from types import SimpleNamespace
-    >>> from pathlib import Path
-    >>> name(SimpleNamespace(folder=Path("/models/demo/front")))
-    'demo/front'
-    """
-    if front.folder is None:
-        return "front"
-    folder = front.folder.resolve()
-    return f"{folder.parent.name}/{folder.name}" if folder.name == "front" and folder.parent.name else folder.name
 
 
 def heading(front: Front) -> str:
@@ -37,7 +23,7 @@ def heading(front: Front) -> str:
         f"method {escape(front.pareto_set.method)}",
         f"{_count(parameters['base'])} parameters + {_share(parameters['added_share'])}",
     ]
-    return f"<h1>{escape(name(front))}</h1><p class='pm-facts'>{' · '.join(parts)}</p>"
+    return f"<h1>{escape(title(front))}</h1><p class='pm-facts'>{' · '.join(parts)}</p>"
 
 
 def metrics(of: Measured, gamma: Sequence[float], values: Values) -> str:

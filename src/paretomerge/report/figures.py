@@ -109,7 +109,7 @@ def _pair_traces(of: Measured, x: str, y: str, *, small: bool = False) -> list[d
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
-                    "name": f"expert {plain(task)}",
+                    "name": "experts" if small else f"expert {plain(task)}",
                     **_xy(of, x, y, line_ends),
                     "line": {"color": EXPERT, "dash": ("dot", "dash")[ways], "width": 1.5},
                     "marker": {"symbol": "triangle-up", "size": 0.8 * size, "color": EXPERT},
@@ -145,11 +145,11 @@ def pairs(of: Measured) -> Figure:
                 )
             left, top = column * (width + gap), 1 - row * (width + gap)
             axes[f"xaxis{suffix}"] = axis(
-                plain(x) if row == n - 1 else "", domain=[left, left + width], anchor=f"y{suffix}",
+                _unit(of, x) if row == n - 1 else "", domain=[left, left + width], anchor=f"y{suffix}",
                 showticklabels=row == n - 1, nticks=5, **_direction(of, x),
             )  # fmt: skip
             axes[f"yaxis{suffix}"] = axis(
-                plain(y) if column == 0 else "", domain=[max(0, top - width), top], anchor=f"x{suffix}",
+                _unit(of, y) if column == 0 else "", domain=[max(0, top - width), top], anchor=f"x{suffix}",
                 showticklabels=column == 0, nticks=5, **_direction(of, y),
             )  # fmt: skip
     return figure(data, height=min(1400, max(440, 230 * n + 80)), hovermode="closest", **axes)
@@ -302,6 +302,11 @@ def _xy(of: Measured, x: str, y: str, values: Sequence[Mapping[str, float]]) -> 
         "x": [of.metrics[x].number(each[x]) for each in values],
         "y": [of.metrics[y].number(each[y]) for each in values],
     }
+
+
+def _unit(of: Measured, task: str) -> str:
+    """A short title of an axis."""
+    return f"{plain(task)}, %" if of.metrics[task].percent else plain(task)
 
 
 def _direction(of: Measured, task: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from paretomerge.report import figures
 from paretomerge.report.layers import Changes, changes
 from paretomerge.report.routing import routing
 from paretomerge.report.run_log import RunLog, read_run
-from paretomerge.report.tables import Measured, Point, Volume, hypervolume, measured, short
+from paretomerge.report.tables import Measured, Point, Volume, hypervolume, measured, short, title
 from paretomerge.sets.routed import Routed
 from paretomerge.sets.steered import Steered
 from paretomerge.weights.checkpoint import read_json
@@ -90,7 +90,7 @@ def html(content: Content) -> str:
     """The page; plotly's code is in it once, so nothing is fetched."""
     parts = _Parts()
     front, known = content.front, content.measured
-    name = front.folder.resolve().name if front.folder else "front"
+    name = title(front)
     _summary(parts, content)
     _metrics(parts, content)
     _figures(parts, content)
@@ -99,12 +99,12 @@ def html(content: Content) -> str:
     _routing(parts, content)
     _training(parts, content)
     _provenance(parts, content)
-    title = f"{name}: {front.pareto_set.method} of {len(front.tasks)} tasks"
+    heading = f"{name}: {front.pareto_set.method} of {len(front.tasks)} tasks"
     code = files("plotly").joinpath("package_data", "plotly.min.js")
     plotly = code.read_text(encoding="utf-8") if parts.figures else ""
     page = files("paretomerge.report").joinpath("page.html").read_text(encoding="utf-8")
     fields = {
-        "title": escape(title), "heading": escape(name), "subtitle": escape(_subtitle(front, known)),
+        "title": escape(heading), "heading": escape(name), "subtitle": escape(_subtitle(front, known)),
         "contents": parts.contents(), "body": "\n".join(parts.body), "figures": _script_json(parts.figures),
         "plotly": plotly.replace("</script", "<\\/script"),
     }  # fmt: skip
@@ -192,7 +192,7 @@ def _metrics(parts: _Parts, content: Content) -> None:
             "held-out inputs and records the numbers in it; then make this report again."
         )
         return
-    labels = [f"{task}: {known.metrics[task].label}" for task in known.shown]
+    labels = [f"{task}: {known.metrics[task].name}, {known.metrics[task].split}" for task in known.shown]
     named = [p for p in known.points if "=" not in p.name]
     if content.knee and content.knee.gamma not in [p.gamma for p in named]:
         named.append(content.knee._replace(name=f"knee: {short(content.knee.name, known.tasks)}"))

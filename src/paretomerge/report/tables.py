@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from paretomerge.evaluation.experts import EXPERT, PRETRAINED
 from paretomerge.evaluation.queries import SMALLER_IS_BETTER
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import metrics_table
+
+if TYPE_CHECKING:
+    from paretomerge.front import Front
 
 
 class Metric(NamedTuple):
@@ -210,6 +213,20 @@ def card_table(rows: Iterable[Row], tasks: Sequence[str], method: str) -> list[s
     models += [*known.others, *(Point(f"expert {task}", (), values) for task, values in known.experts.items())]
     cells = [(p.name, [known.metrics[t].text(p.values[t]) if t in p.values else "–" for t in known.shown]) for p in models]
     return metrics_table({task: f"{known.metrics[task].name}, {known.metrics[task].split}" for task in known.shown}, cells)
+
+
+def title(front: Front) -> str:
+    """What the front is called: its folder, with the folder above where that is what tells it from others.
+
+    >>> from types import SimpleNamespace
+    >>> from pathlib import Path
+    >>> title(SimpleNamespace(folder=Path("/models/demo/front")))
+    'demo/front'
+    """
+    if front.folder is None:
+        return "front"
+    folder = front.folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if folder.name == "front" and folder.parent.name else folder.name
 
 
 def short(name: str, tasks: Sequence[str]) -> str:
