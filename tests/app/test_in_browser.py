@@ -184,6 +184,8 @@ def test_three_tasks_have_a_triangle_to_click(tmp_path, visit):
         page.mouse.click(box["x"] + 60 * scale, box["y"] + (26 + 260 * 3**0.5 / 2) * scale)  # the left corner
         until(page, "Number(document.querySelector('#share-0 input[type=number]').value) > 98")
         page.fill("#text textarea", "the cat sat on")
+        page.fill("#tokens input[type=number]", "8")
+        page.press("#tokens input[type=number]", "Tab")
         page.click("#ask")
         until(page, "document.querySelector('#answer').innerText.includes(' ms')")
         picture(page, "three-tasks")
