@@ -89,14 +89,14 @@ def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
 
 def _recipe(method: str, base: Any, experts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """What ``paretomerge fit`` or ``merge`` can read again, of the settings those that are options of the method."""
-    from paretomerge.options import describe_methods
+    from paretomerge.methods import functions
+    from paretomerge.options import parameters_of
 
     on_data = "data" in settings
-    command = "fit --data" if on_data else None
-    known = [row for row in describe_methods() if row["name"] == method and command in (None, row["command"])]
+    known = [f for command, name, f in functions() if name == method and command.endswith("--data") == on_data]
     if not known or not base or any(path in (None, "in memory") for path in (base, *experts.values())):
         return ""
-    names = known[0]["options"]
+    names = [name for name, _ in parameters_of(known[0])]
     options = {name: value for name, value in settings.items() if name in names and value is not None}
     facts: dict[str, Any] = {"base": str(base), "experts": {str(task): str(path) for task, path in experts.items()}}
     facts |= {"method": method, **({"options": options} if options else {})}
