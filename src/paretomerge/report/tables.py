@@ -13,8 +13,8 @@ import numpy as np
 from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.between import between
+from paretomerge.evaluation.directions import larger_is_better
 from paretomerge.evaluation.experts import EXPERT, PRETRAINED
-from paretomerge.evaluation.queries import SMALLER_IS_BETTER
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import metrics_table
 
@@ -139,7 +139,8 @@ def measured(rows: Iterable[Row], tasks: Sequence[str], method: str) -> Measured
         if own:
             names = [row["metric"] for row in own]
             name = max(dict.fromkeys(names), key=names.count)
-            metrics[task] = Metric(name, own[0]["split"], name not in SMALLER_IS_BETTER)
+            larger = all(row.get("larger_is_better", larger_is_better(name)) for row in own if row["metric"] == name)
+            metrics[task] = Metric(name, own[0]["split"], larger)
     known = [row for row in known if (row["metric"], row["split"]) == metrics[row["task"]][:2]]
     of_sets = [row["method"] for row in known if row["method"] not in (EXPERT, PRETRAINED)]
     if method not in of_sets and of_sets:
