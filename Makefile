@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-app lint format types peers bench clean
+.PHONY: help demo test test-slow test-app lint format types docs peers bench clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,10 @@ format: $(READY)  ## let ruff repair what it can
 
 types: $(READY)  ## mypy on src
 	$(BIN)/mypy
+
+docs: $(READY)  ## the documentation, as a site in build/site; warnings are errors
+	@$(BIN)/python -m pip install --disable-pip-version-check -q $(CONSTRAINTS) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 peers:  ## build the other tools, each in an environment of its own, that tests and benchmarks compare with
 	bash benchmarks/peers/build.sh
