@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -53,3 +54,16 @@ def write_csv(path: Path, rows: list[tuple], header: tuple[str, ...] = ("text", 
     with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter=delimiter).writerows([header, *rows])
     return path
+
+
+def adapters(base: Path, folder: Path, *tasks: str) -> None:
+    """LoRA adapters of different ranks and random factors on a causal model."""
+    import peft
+    import transformers as hf
+
+    for seed, task in enumerate(tasks):
+        net = hf.AutoModelForCausalLM.from_pretrained(base)
+        config = peft.LoraConfig(r=3 + seed, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        with warnings.catch_warnings():  # peft asks the hub for the base's configuration
+            warnings.simplefilter("ignore")
+            peft.get_peft_model(net, config).save_pretrained(folder / task)

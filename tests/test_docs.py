@@ -4,9 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-import peft
 import pytest
-import transformers as hf
 
 import fit_data
 import task_data
@@ -34,10 +32,7 @@ def world(tmp_path_factory) -> Path:
     (there / "data").mkdir()
     for name, sentence in {"math": "the cat sat on the mat .", "code": "a very good film ?"}.items():
         (there / "data" / f"{name}.txt").write_text(f"{sentence}\n" * 400)
-    for seed, task in enumerate(("math", "code")):
-        net = hf.AutoModelForCausalLM.from_pretrained(there / "models" / "base")
-        config = peft.LoraConfig(r=3 + seed, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-        peft.get_peft_model(net, config).save_pretrained(there / "loras" / task)
+    task_data.adapters(there / "models" / "base", there / "loras", "math", "code")
     fit_data.save("vit", there / "vision")
     task_data.companions(there / "vision" / "base")
     for seed, (old, new) in enumerate({"a": "flowers", "b": "birds"}.items()):

@@ -45,6 +45,7 @@ def test_the_readme_runs(tmp_path, monkeypatch, capsys):
     for name, folder in {"base": base, "math": experts["a"], "code": experts["b"]}.items():
         folder.rename(tmp_path / "models" / name)
     task_data.companions(tmp_path / "models" / "base")
+    task_data.adapters(tmp_path / "models" / "base", tmp_path / "loras", "math", "code")
     (tmp_path / "data").mkdir()
     for name, sentence in {"math": "the cat sat on the mat .", "code": "a very good film ?"}.items():
         (tmp_path / "data" / f"{name}.txt").write_text(f"{sentence}\n" * 400)
