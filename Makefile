@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-app lint format types docs peers bench clean
+.PHONY: help demo test test-slow test-app lint format types docs peers bench claims claims-quick clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,12 @@ peers:  ## build the other tools, each in an environment of its own, that tests 
 
 bench: $(READY) peers  ## speed and memory beside the peers
 	$(BIN)/python benchmarks/merge_speed.py
+
+claims: $(READY)  ## measure the papers' claims on tasks that run offline: docs/results.md (hours the first time: it trains)
+	$(BIN)/python -m benchmarks.claims.run
+
+claims-quick: $(READY)  ## the same with few inputs, few steps and one seed: whether it runs, no evidence
+	$(BIN)/python -m benchmarks.claims.run --quick
 
 clean:  ## remove the environment, caches and builds
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

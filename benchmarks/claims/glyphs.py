@@ -10,6 +10,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def _arabic_forms() -> list[str]:
 # A class is a string: its first character names it, all its characters are drawn.
 # Lower case only where upper case would repeat Latin shapes; syllabaries thinned to their base column.
 SCRIPTS: dict[str, list[str]] = {
+    "digits": list("0123456789"),
     "greek": [c for c in _span(0x3B1, 0x3C9) if c != "ς"],
     "cyrillic": _span(0x430, 0x44F),
     "arabic": _arabic_forms(),
@@ -113,9 +115,10 @@ def draw(font: ImageFont.FreeTypeFont, letter: str) -> np.ndarray | None:
     return np.asarray(canvas)
 
 
-def faces(folder: Path):
-    """Yield (path, family, code points) for every outline font under `folder` that opens, in a fixed order."""
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in {".ttf", ".otf"} and p.is_file()):
+def faces(folder: Path, packages: Collection[str]):
+    """Yield (path, family, code points) for every outline font of the packages that opens, in a fixed order."""
+    fonts = (p for package in packages for p in (folder / package).rglob("*") if p.suffix.lower() in {".ttf", ".otf"})
+    for path in sorted(p for p in fonts if p.is_file()):
         try:
             with TTFont(path, lazy=True) as font:
                 codes = set(font.getBestCmap() or ())
@@ -125,20 +128,21 @@ def faces(folder: Path):
 
 
 def name_of(letter: str) -> str:
-    """'ARABIC LETTER BEH' is 'beh', 'CYRILLIC SMALL LETTER SHORT I' is 'short-i'."""
-    return unicodedata.name(letter[0]).split("LETTER ")[-1].replace(" ", "-").lower()
+    """A label: 'ARABIC LETTER BEH' is 'beh', 'CYRILLIC SMALL LETTER SHORT I' is 'short-i'."""
+    return letter[0] if letter[0].isdecimal() else unicodedata.name(letter[0]).split("LETTER ")[-1].replace(" ", "-").lower()
 
 
-def render(folder: Path, scripts: dict[str, list[str]] = SCRIPTS) -> dict[str, dict[str, np.ndarray]]:
-    """Render every letter of every face once.
+def render(folder: Path, packages: Collection[str], scripts: Iterable[str] = SCRIPTS) -> dict[str, dict[str, np.ndarray]]:
+    """Render every letter of every face of the unpacked packages once.
 
     Returns per script: images (n, 28, 28) uint8, labels (n,) int64, test (n,) bool, family (n,) str, package (n,) str.
     Equal pictures with one label are kept once; a picture that also occurs in a training family is no test picture.
     """
     found: dict[str, list[tuple]] = {script: [] for script in scripts}
-    for path, family, codes in faces(folder):
+    for path, family, codes in faces(folder, packages):
         package, font, missing = path.relative_to(folder).parts[0], None, None
-        for script, letters in scripts.items():
+        for script in found:
+            letters = SCRIPTS[script]
             if sum(ord(letter[0]) in codes for letter in letters) < 0.8 * len(letters):
                 continue  # a face with a few stray letters is more often symbols than script
             if font is None:

@@ -20,12 +20,7 @@ def plain(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 def rotated(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """(n, 28, 28) uint8, each turned by any angle (so some 6 and 9 cannot be told apart)."""
     n = len(images)
-    angle = torch.rand(n, generator=rng) * 2 * math.pi
-    zero = torch.zeros(n)
-    row0 = torch.stack([angle.cos(), -angle.sin(), zero], 1)
-    row1 = torch.stack([angle.sin(), angle.cos(), zero], 1)
-    grid = F.affine_grid(torch.stack([row0, row1], 1), [n, 1, 28, 28], align_corners=False)
-    return _grey(F.grid_sample(images[:, None].float(), grid, align_corners=False)[:, 0])
+    return _turned(images[:, None].float(), torch.rand(n, generator=rng) * 2 * math.pi)
 
 
 def textured(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -48,9 +43,46 @@ def cluttered(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return _grey(out)
 
 
+def hollow(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """(n, 28, 28) uint8, their outlines, turned by up to a sixth of a circle either way."""
+    ink = images.float()[:, None]
+    outline = F.max_pool2d(ink, 3, 1, 1) - ink
+    n = len(images)
+    angle = (torch.rand(n, generator=rng) - 0.5) * 2 * math.pi / 3
+    return _turned(outline, angle)
+
+
+def noisy(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """(n, 28, 28) uint8, faint, under noise of single pixels."""
+    n = len(images)
+    contrast = 0.35 + 0.3 * torch.rand(n, 1, 1, generator=rng)
+    return _grey(40 + contrast * images.float() + 45 * torch.randn(images.shape, generator=rng))
+
+
+def broken(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """(n, 28, 28) uint8, either way round, with three stripes painted over."""
+    n, out = len(images), images.float()
+    flip = torch.rand(n, 1, 1, generator=rng) < 0.5
+    out = torch.where(flip, out.flip(2), out)
+    at = torch.arange(28)
+    for _ in range(3):
+        first = torch.randint(0, 26, (n, 1), generator=rng)
+        stripe = (at >= first) & (at < first + 2)
+        upright = torch.rand(n, 1, 1, generator=rng) < 0.5
+        where = torch.where(upright, stripe[:, None, :], stripe[:, :, None])
+        out = torch.where(where, torch.full_like(out, 128), out)
+    return _grey(out)
+
+
+def _turned(images: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """(n, 1, 28, 28) float in 0..255, each turned by its angle."""
+    zero = torch.zeros(len(angle))
+    row0 = torch.stack([angle.cos(), -angle.sin(), zero], 1)
+    row1 = torch.stack([angle.sin(), angle.cos(), zero], 1)
+    grid = F.affine_grid(torch.stack([row0, row1], 1), list(images.shape), align_corners=False)
+    return _grey(F.grid_sample(images, grid, align_corners=False)[:, 0])
+
+
 def _grey(images: torch.Tensor) -> torch.Tensor:
     """Sixteen grey levels as uint8: blotches in 256 would make up half of the compressed data."""
     return ((images / 17).round().clamp(0, 15) * 17).byte()
-
-
-OF_TASK = {"fashion": plain, "digits": rotated, "greek": textured, "cyrillic": cluttered, "arabic": plain}

@@ -1,0 +1,155 @@
+"""Cells: a method on a suite with a seed, measured in one way; each is computed once and kept as a line of a file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from benchmarks.claims.methods import Bench, Method, bench, only_tasks, solid
+from benchmarks.claims.suite import Suite, Use, digest
+from paretomerge import preferences
+from paretomerge.evaluation.evaluate import evaluate, measure, sampled, select_unseen
+from paretomerge.evaluation.results import Row
+from paretomerge.front import Front
+
+How = Literal["standard", "line", "spread", "unseen"]
+"""standard: equal at every task, priority and one-hot at the task preferred; line: 11 preferences between two tasks;
+spread: 30 preferences from all of the simplex, every task; unseen: the preference chosen by entropy for other tasks."""
+SAMPLE = {"full": 30, "quick": 6}
+BATCH = 250
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement."""
+
+    suite: Suite
+    method: Method
+    use: Use = "held-out"
+    seed: int = 0
+    how: How = "standard"
+    mode: str = "full"
+    tasks: tuple[str, ...] = ()
+    """Those that are merged; none: all of the suite's."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.tasks or self.suite.tasks
+
+    @property
+    def key(self) -> str:
+        """Changes with everything that the numbers depend on, but the library's code."""
+        stamp = (self.suite.base.parent / "stamp.json").read_text()
+        settings = [self.method.name, self.method.settings, self.use, self.seed, self.how, self.mode, list(self.names)]
+        return digest(stamp, settings)
+
+    def __str__(self) -> str:
+        return f"{self.suite.name} · {self.method.name} · {self.use} · {self.how} · seed {self.seed}"
+
+
+def run(cell: Cell) -> dict[str, Any]:
+    """Compute a cell: its rows, and what making the front cost."""
+    on = bench(cell.suite.only(*cell.names), cell.use, cell.mode)
+    _ = on.inputs  # read before the clock starts
+    started, cpu = time.perf_counter(), time.process_time()
+    front = cell.method.make(on, cell.seed)
+    solid(front.pareto_set.base)  # merges are lazy: computing them belongs to the cost
+    cost = {"wall_s": round(time.perf_counter() - started, 2), "cpu_s": round(time.process_time() - cpu, 2)}
+    parameters = front.summary()["parameters"]
+    rows = list(_MEASURES[cell.how](cell, on, front))
+    return {
+        "key": cell.key, "suite": cell.suite.name, "method": cell.method.name, "use": cell.use, "seed": cell.seed,
+        "how": cell.how, "mode": cell.mode, "tasks": list(cell.names), "cost": cost,
+        "stored": {"base": parameters["base"], "added": parameters["added"]}, "inputs": _measured_on(cell), "rows": rows,
+    }  # fmt: skip
+
+
+def _measured_on(cell: Cell) -> dict[str, int]:
+    """How many inputs of each task of the suite the metric is of."""
+    whole = bench(cell.suite if cell.how == "unseen" else cell.suite.only(*cell.names), cell.use, cell.mode)
+    return {name: len(task.held_out or ()) for name, task in whole.inputs.items()}
+
+
+def _standard(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
+    for task in cell.names:
+        model = front.model("equal", head=_head(front, task), dtype=torch.float32)
+        for text in ("equal", f"priority:{task}", f"only:{task}") if cell.method.front else ("equal",):
+            yield _row(cell, on, front, model, text, task)
+
+
+def _row(cell: Cell, on: Bench, front: Front, model: torch.nn.Module, text: str, task: str) -> Row:
+    given = on.inputs[task]
+    return {
+        "method": cell.method.name, "preference": text, "task": task, "metric": given.metric,
+        "value": measure(front.apply_(model, text), given, BATCH),
+        "split": "transductive" if cell.use == "transductive" else "held-out", "seed": cell.seed,
+    }  # fmt: skip
+
+
+def _line(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
+    shares = [step / 10 for step in range(11)] if cell.method.front else [0.5]
+    texts = [preferences.format((share, 1 - share), cell.names) for share in shares]
+    yield from evaluate(front, list(on.inputs.values()), texts, seed=cell.seed, batch_size=BATCH, method=cell.method.name)
+
+
+def _spread(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
+    corners = [f"only:{task}" for task in cell.names]
+    texts = ["equal", *corners, *sampled(cell.names, SAMPLE[cell.mode])] if cell.method.front else ["equal"]
+    yield from evaluate(front, list(on.inputs.values()), texts, seed=cell.seed, batch_size=BATCH, method=cell.method.name)
+
+
+def _unseen(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
+    """Of each task of the suite that was not merged: the accuracy at the preference whose model is surest of its inputs."""
+    others = [task for task in cell.suite.tasks if task not in cell.names]
+    whole = bench(cell.suite, cell.use, cell.mode)
+    front = only_tasks(front, whole.experts)
+    for task in others:
+        model = front.model("equal", head=task, dtype=torch.float32)
+        texts = ["equal"]
+        if cell.method.front:
+            fit = whole.inputs[task].fit
+            assert fit is not None
+            found = select_unseen(front, fit, head=task, sample=SAMPLE[cell.mode], seed=cell.seed, batch_size=BATCH)
+            texts.append(found.preference)
+        for text in texts:
+            yield _row(cell, whole, front, model, text, task)
+
+
+_MEASURES = {"standard": _standard, "line": _line, "spread": _spread, "unseen": _unseen}
+
+
+def _head(front: Front, task: str) -> str | None:
+    return task if task in front.heads else None
+
+
+class Results:
+    """The file of finished cells; a cell that is in it is not computed again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.cells: dict[str, dict[str, Any]] = {}
+        for line in lines:
+            try:
+                found = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the last line of a run that was killed
+            self.cells[found["key"]] = found
+
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        return [cell for key, cell in {cell.key: cell for cell in cells}.items() if key not in self.cells]
+
+    def add(self, found: dict[str, Any]) -> None:
+        self.cells[found["key"]] = found
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(json.dumps(found, ensure_ascii=False) + "\n")
+
+    def of(self, cell: Cell) -> dict[str, Any] | None:
+        return self.cells.get(cell.key)

@@ -1,0 +1,159 @@
+"""The methods of the tables: each a name, what it stores, and a function from a suite and a seed to a front."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+from benchmarks.claims.suite import Suite, Use
+from paretomerge import api
+from paretomerge.evaluation.tasks import Task
+from paretomerge.front import Front, front_of
+from paretomerge.sets.low_rank import LowRank
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights
+
+LIMIT = {"full": None, "quick": 200}
+"""Inputs a task, to fit on and to measure on."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A suite, opened once per process: experts, and inputs for one use."""
+
+    suite: Suite
+    use: Use
+    mode: str
+
+    @cached_property
+    def experts(self) -> Experts:
+        return self.suite.opened()
+
+    @cached_property
+    def inputs(self) -> dict[str, Task]:
+        return self.suite.inputs(self.use, limit=LIMIT[self.mode], labelled=False)
+
+    def steps(self, full: int) -> int:
+        return full if self.mode == "full" else max(20, full // 10)
+
+    def single(self, weights: Weights) -> Front:
+        """One model, the same at every preference."""
+        return front_of(LowRank(self.experts.tasks, weights, {}), self.experts, hashes=False)
+
+
+def solid(weights: Weights) -> Weights:
+    """All tensors computed once, instead of at every reading."""
+    return Weights.of({name: weights[name] for name in weights})
+
+
+@lru_cache(maxsize=4)
+def bench(suite: Suite, use: Use, mode: str) -> Bench:
+    return Bench(suite, use, mode)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the tables."""
+
+    name: str
+    make: Callable[[Bench, int], Front]
+    settings: Mapping[str, Any]
+    """All that decides the result but suite, use and seed: a cell whose settings changed is measured again."""
+    front: bool = False
+    """Has a model for every preference."""
+    seeded: bool = False
+    """The seed matters."""
+    fitted: bool = False
+    """Sees the inputs to fit on."""
+    models: int = 1
+    """How many whole models are stored (a soup: one, and a task vector for every expert)."""
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def merged(name: str, method: str, *, seeded: bool = False, **options: Any) -> Method:
+    def make(on: Bench, seed: int) -> Front:
+        chosen = {key: value(on) if callable(value) else value for key, value in options.items()}
+        return on.single(solid(api.merge(on.experts, method, **chosen, **({"seed": seed} if seeded else {}))))
+
+    shown = {key: "1/K" if callable(value) else value for key, value in options.items()}
+    return Method(name, make, {"method": method, **shown}, seeded=seeded)
+
+
+def experts() -> Method:
+    """Each task's own model, at any preference for that task alone: a soup at one-hot preferences."""
+    return Method("the experts", lambda on, seed: api.fit(on.experts, "soup", hashes=False), {}, front=True, models=-1)
+
+
+def soup(name: str, **options: Any) -> Method:
+    return Method(name, lambda on, seed: api.fit(on.experts, "soup", hashes=False, **options), options, front=True, models=-1)
+
+
+def closed_form(name: str, on_merge: str | None = None, on_options: Mapping[str, Any] | None = None, **options: Any) -> Method:
+    """Pareto Merging without data, on any merge."""
+
+    def make(on: Bench, seed: int) -> Front:
+        base = None if on_merge is None else solid(api.merge(on.experts, on_merge, **(on_options or {})))
+        return api.fit(on.experts, on=base, hashes=False, seed=seed, **options)
+
+    return Method(name, make, {"on": on_merge, "on_options": on_options, **options}, front=True)
+
+
+def fitted(name: str, method: str = "pareto-merging", *, steps: int, preset: str = "recommended", **options: Any) -> Method:
+    """A fit on the suite's unlabelled inputs."""
+
+    def make(on: Bench, seed: int) -> Front:
+        return api.fit(
+            on.experts, method, data=on.inputs, preset=preset, hashes=False, seed=seed, steps=on.steps(steps), **options
+        )  # fmt: skip
+
+    settings = {"method": method, "steps": steps, "preset": preset, **options}
+    return Method(name, make, settings, front=method != "adamerging", seeded=True, fitted=True)
+
+
+def one_over_k(on: Bench) -> float:
+    return 1 / len(on.experts)
+
+
+PRETRAINED = merged("pretrained", "task_arithmetic", scale=0.0)
+EXPERTS = experts()
+SINGLE = [
+    merged("weight averaging", "average"),
+    merged("Task Arithmetic, λ 0.3", "task_arithmetic", scale=0.3),
+    merged("Task Arithmetic, λ 1/K", "task_arithmetic", scale=one_over_k),
+    merged("TIES, λ 1", "ties"),
+    merged("TIES, λ 0.3", "ties", scale=0.3),
+    merged("DARE + TA, λ 0.3", "dare_linear", seeded=True),
+    merged("TSV-M", "tsv"),
+    merged("Iso-C", "iso_c"),
+]
+SOUPS = soup("Rewarded Soups")
+SOUPS_03 = soup("eq. 3, λ 0.3", scale=0.3)
+PM_TA = closed_form("PM on TA λ 1/K, attention", targets="attention")
+PM_TA_ALL = closed_form("PM on TA λ 1/K, all matrices", targets="all")
+CLOSED = [
+    PM_TA,
+    PM_TA_ALL,
+    closed_form("PM on TA λ 0.3, attention", targets="attention", scale=0.3),
+    closed_form("PM on TIES, attention", "ties", {}, targets="attention"),
+    closed_form("PM on TSV-M, all matrices", "tsv", {}, targets="all"),
+    closed_form("PM on Iso-C, all matrices", "iso_c", {}, targets="all"),
+]
+STEPS = 300
+ADA = fitted("AdaMerging", "adamerging", steps=STEPS)
+ADA_TIES = fitted("AdaMerging + TIES", "adamerging", steps=STEPS, ties=0.2)
+PAPER = fitted("AdaMerging + PM, paper", preset="paper", steps=STEPS)
+PAPER_TIES = fitted("AdaMerging + TIES + PM, paper", preset="paper", steps=STEPS, ties=0.2)
+ADA_DISTILLED = fitted("AdaMerging, distilled", "adamerging", steps=STEPS, objective="distill", lr=2e-3)
+PM = fitted("PM, distilled, rank 16", steps=STEPS)
+FITTED = [PM, ADA, PAPER, ADA_DISTILLED, ADA_TIES, PAPER_TIES]
+
+
+def only_tasks(front: Front, of: Experts) -> Front:
+    """The front with the heads of all of a suite's experts, those of tasks it does not know included."""
+    from paretomerge.export.heads import heads_of
+
+    return replace(front, heads={**heads_of(of), **front.heads})

@@ -1,0 +1,245 @@
+"""Markdown and figures from measured cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from benchmarks.claims.cells import Results
+from benchmarks.claims.tables import Table
+
+KINDS = {"equal": "equal", "priority": "priority", "only": "one-hot"}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A mean over seeds."""
+
+    mean: float
+    std: float | None
+    """Over seeds; None where there is one, or where the seed does not matter."""
+    seeds: int
+    inputs: int
+    """Held-out inputs behind it, whose choice is noise, too."""
+    metric: str
+
+    def __str__(self) -> str:
+        scale = 1 if self.metric == "perplexity" else 100
+        digits = 2 if self.metric == "perplexity" else 1
+        spread = "" if self.std is None else f" ± {scale * self.std:.{digits}f}"
+        return f"{scale * self.mean:.{digits}f}{spread}"
+
+    @property
+    def variance(self) -> float:
+        """Of the mean: of the seeds, and of an accuracy's finite sample of inputs (taken as independent: rather too much)."""
+        seeds = 0.0 if self.std is None else self.std**2 / self.seeds
+        return seeds + (0.0 if self.metric == "perplexity" else self.mean * (1 - self.mean) / max(self.inputs, 1))
+
+    @property
+    def goodness(self) -> float:
+        return -self.mean if self.metric == "perplexity" else self.mean
+
+
+def kind_of(preference: str) -> str:
+    return preference.partition(":")[0] if ":" in preference or preference == "equal" else "other"
+
+
+def numbers(found: Sequence[dict[str, Any]], tasks: Sequence[str], kind: str) -> list[Number] | None:
+    """Of the cells of one method (its seeds): per task and, last, of their mean, at one kind of preference."""
+    each: list[list[float]] = []
+    for cell in found:
+        rows = {row["task"]: row for row in cell["rows"] if kind_of(row["preference"]) == kind}
+        if not all(task in rows for task in tasks):
+            return None
+        each.append([rows[task]["value"] for task in tasks])
+    if not each:
+        return None
+    metric = found[0]["rows"][0]["metric"]
+    inputs = [found[0]["inputs"][task] for task in tasks]
+    columns = [*zip(*each, strict=True), [fmean(values) for values in each]]
+    counts = [*inputs, sum(inputs)]
+    return [
+        Number(fmean(values), stdev(values) if len(values) > 1 else None, len(values), count, metric)
+        for values, count in zip(columns, counts, strict=True)
+    ]
+
+
+def bold(column: Sequence[Number]) -> int | None:
+    """The place of the best number, if the difference to the next is larger than two standard errors of it."""
+    order = sorted(range(len(column)), key=lambda i: -column[i].goodness)
+    if len(order) < 2:
+        return None
+    best, next_best = column[order[0]], column[order[1]]
+    noise = 2 * math.sqrt(best.variance + next_best.variance)
+    return order[0] if best.goodness - next_best.goodness > noise else None
+
+
+def accuracy(table: Table, results: Results) -> Iterator[str]:
+    """A row per method and kind of preference, a column per task, held-out and transductive apart."""
+    tasks = table.cells[0].names
+    for use in dict.fromkeys(cell.use for cell in table.cells):
+        rows: list[tuple[str, str, list[Number]]] = []
+        missing = 0
+        for method in dict.fromkeys(cell.method for cell in table.cells):
+            cells = [cell for cell in table.cells if cell.method == method and cell.use == use]
+            found = [results.of(cell) for cell in cells]
+            missing += sum(one is None for one in found)
+            for kind in KINDS:
+                if method.models < 0 and method.name == "the experts" and kind != "only":
+                    continue
+                if (line := numbers([one for one in found if one], tasks, kind)) is not None:
+                    rows.append((method.name, kind if method.front else "", line))
+        yield f"\n**{use}**" + (f" ({missing} cells not measured)" if missing else "") + "\n"
+        if not rows:
+            continue
+        marks = set()
+        for kind in ("equal", "priority", "only"):
+            among = [i for i, row in enumerate(rows) if (row[1] or "equal") == kind and row[0] != "the experts"]
+            for column in range(len(tasks) + 1):
+                place = bold([rows[i][2][column] for i in among])
+                marks |= {(among[place], column)} if place is not None else set()
+        yield f"| method | preference | {' | '.join(tasks)} | mean |"
+        yield "|---" * (len(tasks) + 3) + "|"
+        for i, (name, kind, line) in enumerate(rows):
+            shown = [f"**{number}**" if (i, column) in marks else str(number) for column, number in enumerate(line)]
+            yield f"| {name} | {KINDS.get(kind, '')} | {' | '.join(shown)} |"
+
+
+def cost(table: Table, results: Results) -> Iterator[str]:
+    """CPU seconds to make, parameters stored and models to be had; the accuracy beside them."""
+    tasks = table.cells[0].names
+    yield "| method | CPU seconds | parameters stored | of one model | models | mean at equal | at priority | at one-hot |"
+    yield "|---" * 8 + "|"
+    for method in dict.fromkeys(cell.method for cell in table.cells):
+        found = [one for cell in table.cells if cell.method == method and (one := results.of(cell))]
+        if not found:
+            continue
+        means = [line[-1] if (line := numbers(found, tasks, kind)) else "" for kind in KINDS]
+        base = found[0]["stored"]["base"]
+        whole = base + found[0]["stored"]["added"]
+        seconds = fmean(cell["cost"]["cpu_s"] for cell in found)
+        shown = f"{seconds:.2g}" if seconds < 10 else f"{seconds:.0f}"
+        yield (
+            f"| {method.name} | {shown} | {whole / 1e6:.2f} M | {100 * whole / base:.0f} % | "
+            f"{'infinite' if method.front else 1} | {' | '.join(map(str, means))} |"
+        )
+
+
+def unseen(table: Table, results: Results) -> Iterator[str]:
+    """Accuracy on the tasks that were left out, at equal preference and at the one chosen by entropy."""
+    for merged in dict.fromkeys(cell.names for cell in table.cells):
+        left = [task for task in table.cells[0].suite.tasks if task not in merged]
+        yield f"\n{' and '.join(left)} left out\n"
+        yield f"| method | preference | {' | '.join(left)} | mean |"
+        yield "|---" * (len(left) + 3) + "|"
+        for method in dict.fromkeys(cell.method for cell in table.cells):
+            cells = [cell for cell in table.cells if cell.method == method and cell.names == merged]
+            found = [one for cell in cells if (one := results.of(cell))]
+            for kind, name in (("equal", "equal" if method.front else ""), ("other", "by entropy")):
+                if line := numbers(found, left, kind):
+                    yield f"| {method.name} | {name} | {' | '.join(map(str, line))} |"
+
+
+def line(table: Table, results: Results) -> Iterator[str]:
+    """Both accuracies at the ends and in the middle, the hypervolume, and a figure."""
+    tasks = table.cells[0].names
+    yield f"| method | {tasks[0]} first | equal | {tasks[1]} first | hypervolume | best mean of the two |"
+    yield "|---" * 6 + "|"
+    for method in dict.fromkeys(cell.method for cell in table.cells):
+        found = [one for cell in table.cells if cell.method == method and (one := results.of(cell))]
+        curves = [points(one, tasks) for one in found]
+        if not curves:
+            continue
+        ends = [curve[place] for curve in curves[:1] for place in (-1, len(curve) // 2, 0)]
+        shown = [f"{100 * x:.1f} / {100 * y:.1f}" for x, y in ends]
+        areas = [hypervolume(curve) for curve in curves]
+        means = [max(fmean(point) for point in curve) for curve in curves]
+        spread = [f" ± {100 * stdev(values):.1f}" if len(values) > 1 else "" for values in (areas, means)]
+        last = [f"{100 * fmean(values):.1f}{more}" for values, more in zip((areas, means), spread, strict=True)]
+        yield f"| {' | '.join([method.name, *shown, *last])} |"
+
+
+def points(found: dict[str, Any], tasks: Sequence[str]) -> list[tuple[float, float]]:
+    """(first task's, second task's) value at each preference, in the order measured: from the second's to the first's."""
+    rows = found["rows"]
+    each = {text: {} for text in dict.fromkeys(row["preference"] for row in rows)}
+    for row in rows:
+        each[row["preference"]][row["task"]] = row["value"]
+    return [(values[tasks[0]], values[tasks[1]]) for values in each.values()]
+
+
+def hypervolume(curve: Sequence[Sequence[float]]) -> float:
+    """Of accuracies, against (0, 0)."""
+    import moocore
+    import numpy as np
+
+    return float(moocore.hypervolume(-np.asarray(curve), ref=np.zeros(len(curve[0]))))
+
+
+def line_figure(table: Table, results: Results, path: Path) -> bool:
+    """Accuracy on one task against accuracy on the other; a line per method, seed 0."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = table.cells[0].names
+    drawn = False
+    with pyplot.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+        for cell in table.cells:
+            found = results.of(cell)
+            if cell.seed or not found:
+                continue
+            drawn = True
+            curve = [(100 * x, 100 * y) for x, y in points(found, tasks)]
+            if cell.method.name == "the experts":
+                axes.axvline(curve[-1][0], color="0.8", linewidth=1, zorder=0)
+                axes.axhline(curve[0][1], color="0.8", linewidth=1, zorder=0)
+            elif len(curve) == 1:
+                axes.plot(*zip(*curve, strict=True), marker="*", markersize=12, linestyle="none", label=cell.method.name)
+            else:
+                axes.plot(*zip(*curve, strict=True), marker="o", markersize=4, linewidth=1.2, label=cell.method.name)
+        axes.set_xlabel(f"{tasks[0]}: held-out accuracy, %")
+        axes.set_ylabel(f"{tasks[1]}: held-out accuracy, %")
+        axes.set_title("eleven preferences; grey: the experts")
+        axes.legend(frameon=False)
+        if drawn:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=130)
+        pyplot.close(figure)
+    return drawn
+
+
+LAYOUTS = {"accuracy": accuracy, "cost": cost, "unseen": unseen, "line": line}
+
+
+def write(folder: Path, chosen: Sequence[Table], results: Results) -> None:
+    """results.md and its figures under a folder; the tables on the terminal, too."""
+    parts = [INTRODUCTION]
+    for table in chosen:
+        if not any(results.of(cell) for cell in table.cells):
+            continue
+        text = "\n".join(LAYOUTS[table.layout](table, results))
+        parts.append(f"## {table.name}. {table.title}\n\nIn the papers: {table.paper}. {table.note}\n{text}\n")
+        if table.layout == "line" and line_figure(table, results, folder / "results" / f"{table.name}.png"):
+            parts.append(f"![{table.title}](results/{table.name}.png)\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.md").write_text("\n".join(parts))
+    print("\n".join(parts[1:]))
+    print(f"written: {folder / 'results.md'}")
+
+
+INTRODUCTION = """# The papers' claims, on tasks that run offline
+
+Made by `make claims`; every number is from a file of measured cells, none is typed in.
+Accuracies in %, mean ± standard deviation over seeds of merging and fitting; one training of the experts.
+*held-out*: nothing was fitted on these inputs. *transductive*: fitted on these very inputs, without their labels, as in
+AdaMerging's and Pareto Merging's papers.
+At priority and one-hot preference a column is the model that prefers the column's task.
+**Bold**: best of its column and kind of preference by more than two standard errors (seeds and sample of test inputs).
+"""

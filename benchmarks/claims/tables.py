@@ -1,0 +1,120 @@
+"""The tables: which cells each needs, and how they become rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.claims import language, methods, text, vision
+from benchmarks.claims.cells import Cell
+from benchmarks.claims.methods import Method
+from benchmarks.claims.suite import Suite, Use
+
+SEEDS = {"full": (0, 1, 2), "quick": (0,)}
+PAIR = ("greek", "cyrillic")
+"""Table d's two tasks: of one kind, in different domains."""
+UNSEEN = (("mnist", "georgian"), ("digits", "hebrew"))
+"""Table c's tasks that are not merged, twice, as in the paper's tables 3 and 4."""
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table is about, and its cells."""
+
+    name: str
+    title: str
+    paper: str
+    cells: list[Cell] = field(repr=False)
+    layout: str = "accuracy"
+    note: str = ""
+
+
+def _cells(
+    suite: Suite, chosen: Sequence[Method], mode: str, uses: Sequence[Use] = ("held-out",), seeds: int = 3, **more
+) -> list[Cell]:
+    """Every method with every use; all seeds of those that have some. Transductive only what is fitted: else it is the same."""
+    return [
+        Cell(suite, method, use, seed, mode=mode, **more)
+        for use in uses
+        for method in chosen
+        if use == "held-out" or method.fitted
+        for seed in (SEEDS[mode][:seeds] if method.seeded else (0,))
+    ]
+
+
+def accuracy(mode: str) -> Table:
+    chosen = [
+        methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE, methods.SOUPS, methods.SOUPS_03, *methods.CLOSED, *methods.FITTED
+    ]  # fmt: skip
+    cells = _cells(vision.suite(), chosen, mode, ("held-out", "transductive"))
+    return Table("a", "Eight image tasks: accuracy", "Pareto Merging, table 2", cells)
+
+
+def cost(mode: str) -> Table:
+    chosen = [methods.SINGLE[2], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL, *methods.FITTED]
+    return Table(
+        "b", "What making and keeping costs", "Pareto Merging, table 1", _cells(vision.suite(), chosen, mode), layout="cost"
+    )
+
+
+def unseen(mode: str) -> Table:
+    suite = vision.suite()
+    chosen = [
+        methods.PRETRAINED,
+        methods.SINGLE[2],
+        methods.PM_TA_ALL,
+        methods.ADA,
+        methods.PAPER,
+        methods.ADA_DISTILLED,
+        methods.PM,
+    ]
+    cells = []
+    for left_out in UNSEEN:
+        seen = tuple(task for task in suite.tasks if task not in left_out)
+        cells += _cells(suite, chosen, mode, tasks=seen, how="unseen", seeds=2)
+    return Table("c", "Tasks that no expert knows", "Pareto Merging, tables 3 and 4", cells, layout="unseen")
+
+
+def two_tasks(mode: str) -> Table:
+    chosen = [
+        methods.EXPERTS, methods.SINGLE[1], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL,
+        methods.ADA, methods.PAPER, methods.ADA_DISTILLED, methods.PM,
+    ]  # fmt: skip
+    cells = _cells(vision.suite(), chosen, mode, tasks=PAIR, how="line")
+    return Table("d", f"Two tasks, eleven preferences: {' and '.join(PAIR)}", "Pareto Merging, figures 4 and 8", cells, "line")
+
+
+def ranks(mode: str) -> Table:
+    closed = [methods.closed_form(f"PM without data, rank {r}", rank=r, targets="all") for r in RANKS]
+    steps = methods.STEPS // 2
+    fitted = [methods.fitted(f"PM, distilled, rank {r}, {steps} steps", rank=r, steps=steps) for r in (2, 8, 16, 32)]
+    structures = [
+        methods.fitted(f"the same, rank 16, {name}", structure=name, rank=16, steps=steps) for name in ("outer-1", "outer-2")
+    ]
+    cells = _cells(vision.suite(), [*closed, *fitted, *structures], mode, seeds=2)
+    return Table("e", "Rank, and outer products instead of the tensor", "Pareto Merging, figures 6 and 12", cells)
+
+
+def texts(mode: str) -> Table:
+    chosen = [
+        methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:4], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL,
+    ]  # fmt: skip
+    return Table("text", "Five text tasks on MiniLM: accuracy", "no table of a paper", _cells(text.suite(), chosen, mode))
+
+
+def languages(mode: str) -> Table:
+    chosen = [
+        methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:4], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL,
+    ]  # fmt: skip
+    return Table(
+        "language",
+        "Four languages, a small GPT-2: perplexity",
+        "MAP, table 7 (Llama-3)",
+        _cells(language.suite(), chosen, mode),
+    )
+
+
+TABLES: dict[str, Callable[[str], Table]] = {
+    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "text": texts, "language": languages,
+}  # fmt: skip
