@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -108,6 +108,17 @@ def texts(language: str) -> dict[str, list[tuple[str, str]]]:
     return found
 
 
+def write(folder: Path, tasks: Mapping[str, Mapping[str, list[tuple[str, str]]]]) -> None:
+    """A folder per task, as `--data` takes it: train.txt (to fit on), validation.txt, test.txt; and the names of all pages."""
+    for name, task in tasks.items():
+        (folder / name).mkdir(parents=True)
+        for split in ("fit", "validation", "test"):
+            file = "train" if split == "fit" else split
+            (folder / name / f"{file}.txt").write_text("".join(text for _, text in task[split]))
+        index = {split: [page for page, _ in found] for split, found in task.items()}
+        (folder / name / "index.json").write_text(json.dumps(index, ensure_ascii=False) + "\n")
+
+
 def suite() -> Suite:
     """Where the suite's files are, made or not."""
     folder = FOLDER / "language"
@@ -131,13 +142,7 @@ def build() -> Suite:
     read = {language: texts(language) for language in ("en", *TASKS.values())}
     if not stamped(data, made):
         shutil.rmtree(data, ignore_errors=True)
-        for name, language in TASKS.items():
-            (data / name).mkdir(parents=True)
-            for split in ("fit", "validation", "test"):
-                file = "train" if split == "fit" else split
-                (data / name / f"{file}.txt").write_text("".join(text for _, text in read[language][split]))
-            index = {split: [page for page, _ in found] for split, found in read[language].items()}
-            (data / name / "index.json").write_text(json.dumps(index, ensure_ascii=False) + "\n")
+        write(data, {name: read[language] for name, language in TASKS.items()})
         stamp(data, made)
     stages = FOLDER / "stages" / f"language-{digest(settings)}"
     stages.mkdir(parents=True, exist_ok=True)

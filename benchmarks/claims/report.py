@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -216,16 +217,42 @@ def line_figure(table: Table, results: Results, path: Path) -> bool:
 
 
 LAYOUTS = {"accuracy": accuracy, "cost": cost, "unseen": unseen, "line": line}
+LADDER = ("pretrained", "Task Arithmetic", "the experts")
 
 
-def write(folder: Path, chosen: Sequence[Table], results: Results) -> None:
+def ladder(tables: Sequence[Table], results: Results) -> Iterator[str]:
+    """Whether task arithmetic works on a suite: pretrained < the better λ < experts, each step beyond the noise."""
+    for table in tables:
+        if table.layout != "accuracy":
+            continue
+        steps: list[Number] = []
+        for start in LADDER:
+            cells = [cell for cell in table.cells if cell.method.name.startswith(start)]
+            kind = "only" if start == "the experts" else "equal"
+            lines = [numbers([found], cell.names, kind) for cell in cells if (found := results.of(cell))]
+            if lines:
+                steps.append(max((line[-1] for line in lines if line), key=lambda number: number.goodness))
+        if len(steps) < len(LADDER):
+            continue
+        apart = all(
+            other.goodness - one.goodness > 2 * math.sqrt(one.variance + other.variance) for one, other in pairwise(steps)
+        )
+        shown = ", ".join(f"{name} {number}" for name, number in zip(LADDER, steps, strict=True))
+        yield f"- {table.cells[0].suite.name}: {shown}: {'yes' if apart else '**no, or not clearly**'}."
+
+
+def write(folder: Path, every: Sequence[Table], results: Results, claims: str = "") -> None:
     """results.md and its figures under a folder; the tables on the terminal, too."""
     parts = [INTRODUCTION]
-    for table in chosen:
+    if claims:
+        parts.append(f"## Claims\n\nThose that do not hold come first.\n\n{claims}\n")
+    if steps := list(ladder(every, results)):
+        parts.append("## Does task arithmetic work here, as it does on CLIP?\n\n" + "\n".join(steps) + "\n")
+    for table in every:
         if not any(results.of(cell) for cell in table.cells):
             continue
         text = "\n".join(LAYOUTS[table.layout](table, results))
-        parts.append(f"## {table.name}. {table.title}\n\nIn the papers: {table.paper}. {table.note}\n{text}\n")
+        parts.append(f"## {table.name}. {table.title}\n\nIn the papers: {table.paper}. {table.note}\n\n{text}\n")
         if table.layout == "line" and line_figure(table, results, folder / "results" / f"{table.name}.png"):
             parts.append(f"![{table.title}](results/{table.name}.png)\n")
     folder.mkdir(parents=True, exist_ok=True)

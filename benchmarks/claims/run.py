@@ -22,9 +22,13 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.claims import cells, report, tables
+from benchmarks.claims import cells, language, report, tables, text, verdicts, vision
 from benchmarks.claims.sources import CACHE
+from benchmarks.claims.suite import shared
 
+SUITES = {
+    "vision": vision.build, "vision-192": lambda: vision.build(192), "text": text.build, "language": language.build,
+}  # fmt: skip
 DOCS = Path(__file__).parents[2] / "docs"
 
 
@@ -79,9 +83,13 @@ def main() -> None:
     results = cells.Results(CACHE / "claims" / f"{mode}.jsonl")
     chosen = [tables.TABLES[name](mode) for name in names]
     if not arguments.show:
+        for name in dict.fromkeys(cell.suite.name for table in chosen for cell in table.cells):
+            if problems := shared(SUITES[name]()):
+                sys.exit("\n".join(problems))
         compute([cell for table in chosen for cell in table.cells], results, arguments.workers)
     folder = DOCS if mode == "full" else CACHE / "claims" / "quick"
-    report.write(folder, chosen, results)
+    every = [make(mode) for make in tables.TABLES.values()]
+    report.write(folder, every, results, verdicts.section(every, results))
 
 
 if __name__ == "__main__":

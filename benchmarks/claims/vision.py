@@ -127,6 +127,17 @@ def _first_of_equals(images: np.ndarray, test: np.ndarray) -> np.ndarray:
     return first
 
 
+def write(folder: Path, tasks: Mapping[str, Pictures]) -> None:
+    """A .npz per task, as `--data` takes it: images and labels of fit, validation and test, and all numbers of sources."""
+    folder.mkdir(parents=True)
+    for name, task in tasks.items():
+        arrays = {}
+        for split in ("fit", "validation", "test"):
+            arrays |= {f"{split}_images": task.images[split].numpy(), f"{split}_labels": task.labels[split].numpy()}
+        arrays |= {f"{split}_index": index.numpy() for split, index in task.index.items()}
+        np.savez_compressed(folder / f"{name}.npz", **arrays)
+
+
 def suite(width: int = 128) -> Suite:
     """Where the suite's files are, made or not."""
     folder, data = FOLDER / ("vision" if width == 128 else f"vision-{width}"), FOLDER / "vision-data"
@@ -151,13 +162,7 @@ def build(width: int = 128) -> Suite:
     tasks = {name: pictures(name, scripts) for name in TASKS}
     if not stamped(data, made):
         shutil.rmtree(data, ignore_errors=True)
-        data.mkdir(parents=True)
-        for name, task in tasks.items():
-            arrays = {}
-            for split in ("fit", "validation", "test"):
-                arrays |= {f"{split}_images": task.images[split].numpy(), f"{split}_labels": task.labels[split].numpy()}
-            arrays |= {f"{split}_index": index.numpy() for split, index in task.index.items()}
-            np.savez_compressed(data / f"{name}.npz", **arrays)
+        write(data, tasks)
         stamp(data, made)
     others = {name: script for name, script in scripts.items() if name not in TASKS}
     seen = digest(*(script[key] for script in others.values() for key in ("images", "labels", "test")))

@@ -1,0 +1,125 @@
+"""What the papers claim, and whether it holds on the offline suites: a comparison of two measured rows each."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.claims.cells import Results
+from benchmarks.claims.report import Number, numbers
+from benchmarks.claims.tables import Table
+
+PAPERS = Path(__file__).parents[2] / "docs" / "papers.csv"
+PM = "Pareto Merging"
+Side = tuple[str, str]
+"""Method, and kind of preference: equal, priority, only."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The first side is better than the second, by the mean over the tasks."""
+
+    text: str
+    where: str
+    """Paper and table."""
+    better: Side
+    worse: Side
+    table: str = "a"
+    theirs: tuple[Side, Side] | None = None
+    """The two rows of the paper's table, by its names; a kind as in docs/papers.csv."""
+
+
+TA, TIES, ADA, ADA_TIES = "Task Arithmetic, λ 0.3", "TIES, λ 1", "AdaMerging", "AdaMerging + TIES"
+SHORT = "PM, distilled, rank 16, short"
+PAPER, PAPER_TIES = "AdaMerging + PM, paper", "AdaMerging + TIES + PM, paper"
+CLAIMS = [
+    Claim("Task Arithmetic is better than weight averaging", f"{PM}, table 2", (TA, "equal"), ("weight averaging", "equal"),
+          theirs=(("Task Arithmetic", ""), ("Weight Averaging", ""))),
+    Claim("TIES is better than Task Arithmetic", f"{PM}, table 2", (TIES, "equal"), (TA, "equal"),
+          theirs=(("TIES-Merging", ""), ("Task Arithmetic", ""))),
+    Claim("AdaMerging is better than Task Arithmetic", f"{PM}, table 2", (ADA, "equal"), (TA, "equal"),
+          theirs=(("AdaMerging", ""), ("Task Arithmetic", ""))),
+    Claim("AdaMerging + TIES is better than AdaMerging", f"{PM}, table 2", (ADA_TIES, "equal"), (ADA, "equal"),
+          theirs=(("AdaMerging + TIES", ""), ("AdaMerging", ""))),
+    Claim("Without data, Pareto Merging at priority is better than Task Arithmetic", f"{PM}, table 2",
+          ("PM on TA λ 0.3, attention", "priority"), (TA, "equal"),
+          theirs=(("Task Arithmetic + PM", "priority"), ("Task Arithmetic", ""))),
+    Claim("Without data, Pareto Merging at priority is better than TIES", f"{PM}, table 2",
+          ("PM on TIES, attention", "priority"), (TIES, "equal"),
+          theirs=(("TIES-Merging + PM", "priority"), ("TIES-Merging", ""))),
+    Claim("On unlabelled data, Pareto Merging is better than AdaMerging even at equal preference", f"{PM}, table 2",
+          (PAPER, "equal"), (ADA, "equal"), theirs=(("AdaMerging + PM", "equal"), ("AdaMerging", ""))),
+    Claim("On unlabelled data, Pareto Merging at priority is better than AdaMerging", f"{PM}, table 2",
+          (PAPER, "priority"), (ADA, "equal"), theirs=(("AdaMerging + PM", "priority"), ("AdaMerging", ""))),
+    Claim("AdaMerging + TIES + PM at priority is better than AdaMerging + TIES", f"{PM}, table 2",
+          (PAPER_TIES, "priority"), (ADA_TIES, "equal"),
+          theirs=(("AdaMerging + TIES + PM", "priority"), ("AdaMerging + TIES", ""))),
+    Claim("The tensor is better than the first outer product", f"{PM}, figure 12", (SHORT, "priority"),
+          (f"{SHORT}, outer-1", "priority"), "e"),
+    Claim("The tensor is better than the second outer product", f"{PM}, figure 12", (SHORT, "priority"),
+          (f"{SHORT}, outer-2", "priority"), "e"),
+    Claim("A higher rank is better (32 against 2)", f"{PM}, figure 6", ("PM, distilled, rank 32, short", "priority"),
+          ("PM, distilled, rank 2, short", "priority"), "e"),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim on inputs of one use."""
+
+    claim: Claim
+    use: str
+    sides: tuple[Number, Number]
+
+    @property
+    def gain(self) -> float:
+        return self.sides[0].goodness - self.sides[1].goodness
+
+    @property
+    def word(self) -> str:
+        noise = 2 * math.sqrt(sum(side.variance for side in self.sides))
+        return "within the noise" if abs(self.gain) <= noise else "holds" if self.gain > 0 else "**does not hold**"
+
+
+def verdicts(tables: Mapping[str, Table], results: Results) -> Iterator[Verdict]:
+    """Of every claim whose two rows are measured; a row that sees no data stands in both columns."""
+    for claim in CLAIMS:
+        if claim.table not in tables:
+            continue
+        for use in ("held-out", "transductive"):
+            sides = [_side(tables[claim.table], results, side, use) for side in (claim.better, claim.worse)]
+            fitted = any(cell.use == use for cell in tables[claim.table].cells if cell.method.name == claim.better[0])
+            if all(sides) and fitted:
+                yield Verdict(claim, use, (sides[0], sides[1]))
+
+
+def _side(table: Table, results: Results, side: Side, use: str) -> Number | None:
+    method, kind = side
+    of_method = [cell for cell in table.cells if cell.method.name == method]
+    cells = [cell for cell in of_method if cell.use == use] or [cell for cell in of_method if not cell.method.fitted]
+    line = numbers([found for cell in cells if (found := results.of(cell))], table.cells[0].names, kind)
+    return line[-1] if line else None
+
+
+def section(tables: Sequence[Table], results: Results) -> str:
+    """A table of all verdicts, those that do not hold first."""
+    order = {"**does not hold**": 0, "within the noise": 1, "holds": 2}
+    found = sorted(verdicts({table.name: table for table in tables}, results), key=lambda verdict: order[verdict.word])
+    lines = ["| claim | in the paper | | here | measured on | |", "|---" * 6 + "|"]
+    for verdict in found:
+        claim = verdict.claim
+        here = f"{verdict.sides[0]} against {verdict.sides[1]}"
+        lines.append(f"| {claim.text} | {claim.where} | {_theirs(claim)} | {here} | {verdict.use} | {verdict.word} |")
+    return "\n".join(lines) if found else "Nothing is measured yet."
+
+
+def _theirs(claim: Claim) -> str:
+    if claim.theirs is None:
+        return "a figure"
+    with open(PAPERS, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["paper"].startswith(PM) and row["table"] == "table 2"]
+    values = {(row["method"], row["preference"]): row["value"] for row in rows if row["column"] == "Average"}
+    return " against ".join(values[side] for side in claim.theirs)

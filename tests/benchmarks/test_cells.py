@@ -1,0 +1,186 @@
+"""Measuring and reporting: cells are computed once, and tables say what was measured."""
+
+import json
+
+import numpy as np
+import pytest
+
+import fit_data
+import task_data
+from benchmarks.claims import cells, methods, report, tables, verdicts
+from benchmarks.claims.report import Number
+from benchmarks.claims.suite import Suite, stamp
+from benchmarks.claims.tables import Table
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    folder = fit_data.save("vit", tmp_path_factory.mktemp("suite"))
+    task_data.companions(folder / "base")
+    rng = np.random.default_rng(0)
+    for task, classes in fit_data.CLASSES.items():
+        sizes = {"fit": 24, "validation": 8, "test": 20}
+        arrays = {f"{split}_images": rng.integers(0, 256, (n, 16, 16, 3)).astype(np.uint8) for split, n in sizes.items()}
+        arrays |= {f"{split}_labels": rng.integers(0, classes, n) for split, n in sizes.items()}
+        np.savez(folder / f"{task}.npz", **arrays)
+    stamp(folder, {})
+    return Suite("tiny", folder / "base", {t: folder / t for t in "ab"}, {t: folder / f"{t}.npz" for t in "ab"})
+
+
+METHODS = [
+    methods.PRETRAINED, methods.EXPERTS, methods.merged("TA", "task_arithmetic", scale=methods.one_over_k), methods.SOUPS,
+    methods.closed_form("PM", rank=2, targets="all"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def measured(suite, tmp_path_factory):
+    file = tmp_path_factory.mktemp("results") / "cells.jsonl"
+    results = cells.Results(file)
+    wanted = [cells.Cell(suite, method) for method in METHODS]
+    for cell in results.missing(wanted):
+        results.add(cells.run(cell))
+    return file, wanted
+
+
+def mean(results, cell, kind):
+    return report.numbers([results.of(cell)], cell.names, kind)[-1].mean
+
+
+def test_a_soup_is_task_arithmetic_at_equal_preference_and_the_experts_at_one_hot(measured):
+    file, wanted = measured
+    results = cells.Results(file)
+    _, experts, merged, soup, _ = wanted
+    assert mean(results, soup, "equal") == mean(results, merged, "equal")
+    assert mean(results, soup, "only") == mean(results, experts, "only")
+    assert report.numbers([results.of(merged)], merged.names, "priority") is None
+
+
+def test_finished_cells_are_not_computed_again(measured, suite):
+    file, wanted = measured
+    assert cells.Results(file).missing(wanted) == []
+    assert len(cells.Results(file).missing([cells.Cell(suite, METHODS[0], seed=1)])) == 1
+    other = methods.closed_form("PM", rank=3, targets="all")
+    assert len(cells.Results(file).missing([cells.Cell(suite, other)])) == 1
+    cut = file.with_name("cut.jsonl")
+    cut.write_text(file.read_text()[:-40])
+    assert cells.Results(cut).missing(wanted) == [wanted[-1]]
+
+
+def test_a_suite_that_changed_is_measured_again(measured, suite):
+    file, wanted = measured
+    stamped = suite.base.parent / "stamp.json"
+    before = stamped.read_text()
+    stamped.write_text(before.replace("{", '{"again": 1, ', 1))
+    try:
+        assert len(cells.Results(file).missing(wanted)) == len(wanted)
+    finally:
+        stamped.write_text(before)
+
+
+def test_what_is_stored_and_measured_on_is_kept(measured):
+    file, wanted = measured
+    found = cells.Results(file).of(wanted[3])
+    assert found["inputs"] == {"a": 20, "b": 20}
+    assert found["stored"]["added"] > found["stored"]["base"]
+    assert {row["split"] for row in found["rows"]} == {"held-out"}
+
+
+def test_transductive_cells_fit_on_what_they_are_measured_on(suite):
+    method = methods.fitted("PM, fitted", steps=20, batch=4, rank=2)
+    cell = cells.Cell(suite, method, use="transductive", mode="quick")
+    on = methods.bench(suite, "transductive", "quick")
+    assert all(len(task.fit) == len(task.held_out) == 20 for task in on.inputs.values())
+    assert {row["split"] for row in cells.run(cell)["rows"]} == {"transductive"}
+    held_out = methods.bench(suite, "held-out", "quick").inputs
+    assert all(len(task.fit) == 24 and len(task.held_out) == 20 for task in held_out.values())
+    searched = methods.bench(suite, "validation", "quick").inputs
+    assert all(len(task.held_out) == 8 for task in searched.values())
+
+
+def test_a_line_runs_from_the_second_task_to_the_first(suite, tmp_path):
+    cell = cells.Cell(suite, methods.SOUPS, how="line", tasks=("a", "b"))
+    found = cells.run(cell)
+    curve = report.points(found, ("a", "b"))
+    ends = {
+        row["task"]: row["value"]
+        for row in cells.run(cells.Cell(suite, methods.EXPERTS))["rows"]
+        if "only" in row["preference"]
+    }
+    assert len(curve) == 11
+    assert (curve[-1][0], curve[0][1]) == (ends["a"], ends["b"])
+    results = cells.Results(tmp_path / "line.jsonl")
+    results.add(found)
+    report.write(tmp_path, [Table("d", "two tasks", "a figure", [cell], "line")], results)
+    assert (tmp_path / "results" / "d.png").stat().st_size > 5000
+
+
+def test_a_task_that_was_not_merged_is_measured_with_its_own_head(suite):
+    found = cells.run(cells.Cell(suite, methods.SOUPS, how="unseen", tasks=("a",), mode="quick"))
+    assert {row["task"] for row in found["rows"]} == {"b"}
+    assert found["rows"][0]["preference"] == "equal"
+
+
+def test_the_tables_hold_the_measured_numbers(measured, tmp_path, capsys):
+    file, wanted = measured
+    results = cells.Results(file)
+    report.write(tmp_path, [Table("a", "accuracy", "a table", wanted), Table("b", "cost", "a table", wanted, "cost")], results)
+    text = (tmp_path / "results.md").read_text()
+    assert f"| TA |  | {' | '.join(map(str, report.numbers([results.of(wanted[2])], 'ab', 'equal')))} |".replace("**", "") in (
+        text.replace("**", "")
+    )
+    assert "the experts | one-hot" in text and "the experts | equal" not in text
+    assert "| infinite |" in text
+    assert text.count("## ") == 2
+
+
+def number(value: float, std: float | None = None, inputs: int = 10_000, metric: str = "accuracy") -> Number:
+    return Number(value, std, 3, inputs, metric)
+
+
+def test_bold_needs_a_difference_beyond_the_noise():
+    assert report.bold([number(0.80), number(0.90)]) == 1
+    assert report.bold([number(0.80), number(0.805)]) is None
+    assert report.bold([number(0.80, inputs=50), number(0.90, inputs=50)]) is None
+    assert report.bold([number(0.80, 0.1), number(0.90, 0.1)]) is None
+    assert report.bold([number(9.0, metric="perplexity"), number(8.0, metric="perplexity")]) == 1
+    assert report.bold([number(0.5)]) is None
+
+
+def test_numbers_are_shown_with_their_deviation():
+    assert str(number(0.8123, 0.004)) == "81.2 ± 0.4"
+    assert str(number(12.344, metric="perplexity")) == "12.34"
+
+
+def test_a_file_of_results_is_lines_of_json(measured):
+    file, wanted = measured
+    assert len([json.loads(line) for line in file.read_text().splitlines()]) == len(wanted)
+
+
+def test_a_verdict_needs_a_difference_beyond_the_noise(measured, monkeypatch):
+    file, wanted = measured
+    results = cells.Results(file)
+    table = Table("a", "accuracy", "a table", wanted)
+
+    def words(better: tuple[str, str], worse: tuple[str, str]) -> list[str]:
+        monkeypatch.setattr(verdicts, "CLAIMS", [verdicts.Claim("a claim", "a paper", better, worse)])
+        return [verdict.word for verdict in verdicts.verdicts({"a": table}, results)]
+
+    assert words(("TA", "equal"), ("TA", "equal")) == ["within the noise"]
+    for found in results.cells.values():  # as if very many inputs had been measured
+        found["inputs"] = {"a": 10**9, "b": 10**9}
+    sides = [("Rewarded Soups", "only"), ("pretrained", "equal")]
+    values = [mean(results, wanted[3], "only"), mean(results, wanted[0], "equal")]
+    better, worse = sides if values[0] > values[1] else sides[::-1]
+    assert values[0] != values[1]
+    assert words(better, worse) == ["holds"]
+    assert words(worse, better) == ["**does not hold**"]
+    assert words(("TA", "priority"), ("TA", "equal")) == [], "not measured"
+
+
+def test_every_claim_names_rows_that_are_measured_and_rows_of_the_papers():
+    every = {name: make("full") for name, make in tables.TABLES.items()}
+    for claim in verdicts.CLAIMS:
+        known = {cell.method.name for cell in every[claim.table].cells}
+        assert {claim.better[0], claim.worse[0]} <= known, claim
+        assert verdicts._theirs(claim)
