@@ -58,7 +58,7 @@ peers:  ## build the other tools, each in an environment of its own, that tests 
 bench: $(READY) peers  ## speed and memory beside the peers
 	$(BIN)/python benchmarks/merge_speed.py
 
-claims: $(READY)  ## measure the papers' claims on tasks that run offline: docs/results.md (hours the first time: it trains)
+claims: $(READY)  ## measure the papers' claims on tasks that run offline: docs/results.md (the first time it trains, too)
 	$(BIN)/python -m benchmarks.claims.run
 
 claims-quick: $(READY)  ## the same with few inputs, few steps and one seed: whether it runs, no evidence

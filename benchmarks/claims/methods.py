@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
+
 from benchmarks.claims.suite import Suite, Use
 from paretomerge import api
+from paretomerge.evaluation.evaluate import measure
 from paretomerge.evaluation.tasks import Task
 from paretomerge.front import Front, front_of
 from paretomerge.sets.low_rank import LowRank
@@ -83,6 +87,29 @@ def merged(name: str, method: str, *, seeded: bool = False, **options: Any) -> M
     return Method(name, make, {"method": method, **shown}, seeded=seeded)
 
 
+LAMBDAS = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
+
+
+def tuned(name: str, method: str) -> Method:
+    """A merge whose λ is the one with the best mean on the validation inputs."""
+
+    def make(on: Bench, seed: int) -> Front:
+        judged = bench(on.suite, "validation", on.mode)
+        fronts = [on.single(solid(api.merge(on.experts, method, scale=scale))) for scale in LAMBDAS]
+        return max(fronts, key=lambda front: mean_score(front, judged.inputs))
+
+    return Method(name, make, {"method": method, "scale": LAMBDAS})
+
+
+def mean_score(front: Front, inputs: Mapping[str, Task]) -> float:
+    """Mean accuracy at equal preference, or what is as good: less perplexity is more."""
+    total = 0.0
+    for task, given in inputs.items():
+        value = measure(front.model("equal", head=task if task in front.heads else None, dtype=torch.float32), given, 250)
+        total += -math.log(value) if given.metric == "perplexity" else value
+    return total / len(inputs)
+
+
 def experts() -> Method:
     """Each task's own model, at any preference for that task alone: a soup at one-hot preferences."""
     return Method("the experts", lambda on, seed: api.fit(on.experts, "soup", hashes=False), {}, front=True, models=-1)
@@ -124,11 +151,13 @@ SINGLE = [
     merged("weight averaging", "average"),
     merged("Task Arithmetic, λ 0.3", "task_arithmetic", scale=0.3),
     merged("Task Arithmetic, λ 1/K", "task_arithmetic", scale=one_over_k),
+    tuned("Task Arithmetic, λ on validation", "task_arithmetic"),
     merged("TIES, λ 1", "ties"),
-    merged("TIES, λ 0.3", "ties", scale=0.3),
+    tuned("TIES, λ on validation", "ties"),
     merged("DARE + TA, λ 0.3", "dare_linear", seeded=True),
     merged("TSV-M", "tsv"),
     merged("Iso-C", "iso_c"),
+    tuned("Iso-C, λ on validation", "iso_c"),
 ]
 SOUPS = soup("Rewarded Soups")
 SOUPS_03 = soup("eq. 3, λ 0.3", scale=0.3)
