@@ -20,7 +20,8 @@ from paretomerge.front import Front
 
 How = Literal["standard", "line", "spread", "unseen"]
 """standard: equal at every task, priority and one-hot at the task preferred; line: 11 preferences between two tasks;
-spread: 30 preferences from all of the simplex, every task; unseen: the preference chosen by entropy for other tasks."""
+spread: equal, one-hot and 30 preferences from all of the simplex, every task, fewer inputs;
+unseen: for tasks that are not merged, equal and the preference chosen by entropy."""
 SAMPLE = {"full": 30, "quick": 6}
 BATCH = 250
 
@@ -74,7 +75,8 @@ def run(cell: Cell) -> dict[str, Any]:
 def _measured_on(cell: Cell) -> dict[str, int]:
     """How many inputs of each task of the suite the metric is of."""
     whole = bench(cell.suite if cell.how == "unseen" else cell.suite.only(*cell.names), cell.use, cell.mode)
-    return {name: len(task.held_out or ()) for name, task in whole.inputs.items()}
+    measured = whole.few if cell.how == "spread" else whole.inputs
+    return {name: len(task.held_out or ()) for name, task in measured.items()}
 
 
 def _standard(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
@@ -102,7 +104,7 @@ def _line(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
 def _spread(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
     corners = [f"only:{task}" for task in cell.names]
     texts = ["equal", *corners, *sampled(cell.names, SAMPLE[cell.mode])] if cell.method.front else ["equal"]
-    yield from evaluate(front, list(on.inputs.values()), texts, seed=cell.seed, batch_size=BATCH, method=cell.method.name)
+    yield from evaluate(front, list(on.few.values()), texts, seed=cell.seed, batch_size=BATCH, method=cell.method.name)
 
 
 def _unseen(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:

@@ -21,6 +21,8 @@ from paretomerge.weights.lazy import Weights
 
 LIMIT = {"full": None, "quick": 200}
 """Inputs a task, to fit on and to measure on."""
+FEW = 300
+"""Where a front is measured at many preferences."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,16 @@ class Bench:
     @cached_property
     def inputs(self) -> dict[str, Task]:
         return self.suite.inputs(self.use, limit=LIMIT[self.mode], labelled=False)
+
+    @cached_property
+    def labelled(self) -> dict[str, Task]:
+        """The same with the labels of the inputs to fit on."""
+        return self.suite.inputs(self.use, limit=LIMIT[self.mode], labelled=True)
+
+    @cached_property
+    def few(self) -> dict[str, Task]:
+        """The same with fewer inputs to measure many preferences on."""
+        return self.suite.inputs(self.use, limit=LIMIT[self.mode], measured=LIMIT[self.mode] or FEW)
 
     def steps(self, full: int) -> int:
         return full if self.mode == "full" else max(20, full // 10)

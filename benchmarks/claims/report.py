@@ -10,8 +10,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import moocore
+import numpy as np
+from scipy.stats import spearmanr
+
 from benchmarks.claims.cells import Results
 from benchmarks.claims.tables import Table
+from paretomerge import preferences
 
 KINDS = {"equal": "equal", "priority": "priority", "only": "one-hot"}
 
@@ -164,20 +169,46 @@ def line(table: Table, results: Results) -> Iterator[str]:
         yield f"| {' | '.join([method.name, *shown, *last])} |"
 
 
-def points(found: dict[str, Any], tasks: Sequence[str]) -> list[tuple[float, float]]:
-    """(first task's, second task's) value at each preference, in the order measured: from the second's to the first's."""
+def spread(table: Table, results: Results) -> Iterator[str]:
+    """What a set offers over the whole simplex."""
+    tasks = table.cells[0].names
+    yield "| method | weighted | control | hypervolume | non-dominated | parameters stored, of one model |"
+    yield "|---" * 6 + "|"
+    best = np.ones(len(tasks))
+    for cell in table.cells:  # at λ = 1/K the soup's one-hot preferences are the experts
+        found = results.of(cell)
+        if cell.method.name == "Rewarded Soups" and found:
+            best = np.array([row["value"] for task in tasks for row in found["rows"] if row["preference"] == f"only:{task}"
+                             and row["task"] == task])  # fmt: skip
+    for cell in table.cells:
+        if not (found := results.of(cell)):
+            continue
+        texts = list(dict.fromkeys(row["preference"] for row in found["rows"]))
+        values = np.array(points(found, tasks))
+        gammas = np.array([preferences.parse(text, tasks) for text in texts])
+        drawn = [i for i, text in enumerate(texts) if kind_of(text) == "other"] if len(texts) > 1 else [0]
+        weights = gammas[drawn] if len(texts) > 1 else np.array([preferences.equal(len(tasks))])
+        shares = [spearmanr(gammas[:, k], values[:, k]).statistic for k in range(len(tasks))] if len(texts) > 1 else []
+        control = f"{np.nanmean(shares):.2f}" if shares else ""
+        kept = moocore.is_nondominated(-values, keep_weakly=True).mean() if len(texts) > 1 else 1.0
+        stored = 1 + found["stored"]["added"] / found["stored"]["base"]
+        yield (
+            f"| {cell.method.name} | {100 * (weights * values[drawn]).sum(1).mean():.1f} | {control} | "
+            f"{hypervolume(values / best):.3f} | {100 * kept:.0f} % | {100 * stored:.0f} % |"
+        )
+
+
+def points(found: dict[str, Any], tasks: Sequence[str]) -> list[tuple[float, ...]]:
+    """The tasks' values at each preference, in the order measured; of two tasks from the second's to the first's."""
     rows = found["rows"]
     each = {text: {} for text in dict.fromkeys(row["preference"] for row in rows)}
     for row in rows:
         each[row["preference"]][row["task"]] = row["value"]
-    return [(values[tasks[0]], values[tasks[1]]) for values in each.values()]
+    return [tuple(values[task] for task in tasks) for values in each.values()]
 
 
 def hypervolume(curve: Sequence[Sequence[float]]) -> float:
     """Of accuracies, against (0, 0)."""
-    import moocore
-    import numpy as np
-
     return float(moocore.hypervolume(-np.asarray(curve), ref=np.zeros(len(curve[0]))))
 
 
@@ -216,7 +247,7 @@ def line_figure(table: Table, results: Results, path: Path) -> bool:
     return drawn
 
 
-LAYOUTS = {"accuracy": accuracy, "cost": cost, "unseen": unseen, "line": line}
+LAYOUTS = {"accuracy": accuracy, "cost": cost, "unseen": unseen, "line": line, "spread": spread}
 LADDER = ("pretrained", "Task Arithmetic", "the experts")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.claims import language, methods, text, vision
-from benchmarks.claims.cells import Cell
+from benchmarks.claims.cells import SAMPLE, Cell
 from benchmarks.claims.methods import Method
 from benchmarks.claims.suite import Suite, Use
 
@@ -101,6 +101,27 @@ def ranks(mode: str) -> Table:
     return Table("e", "Rank, and outer products instead of the tensor", "Pareto Merging, figures 6 and 12", cells, note=note)
 
 
+def footing(mode: str) -> Table:
+    chosen = [
+        methods.SINGLE[2], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL, methods.ADA, methods.PAPER, methods.ADA_DISTILLED,
+        methods.PM,
+    ]  # fmt: skip
+    note = (
+        f"Equal, one-hot and {SAMPLE['full']} preferences drawn uniformly from the simplex, {methods.FEW} inputs a task. "
+        "Weighted: mean over the drawn preferences of Σ_k γ_k accuracy_k, at the model for γ. Control: Spearman's correlation "
+        "of γ_k and the accuracy on task k, mean over tasks. Hypervolume: of accuracies divided by the experts', against 0. "
+        "Non-dominated: share of the models. A method without preferences has one model for all."
+    )
+    return Table(
+        "i",
+        "Every set on the same footing",
+        "none",
+        _cells(vision.suite(), chosen, mode, how="spread", seeds=1),
+        "spread",
+        note,
+    )
+
+
 def texts(mode: str) -> Table:
     chosen = [
         methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:5], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL,
@@ -121,5 +142,5 @@ def languages(mode: str) -> Table:
 
 
 TABLES: dict[str, Callable[[str], Table]] = {
-    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "text": texts, "language": languages,
+    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "text": texts, "language": languages,
 }  # fmt: skip

@@ -184,3 +184,18 @@ def test_every_claim_names_rows_that_are_measured_and_rows_of_the_papers():
         known = {cell.method.name for cell in every[claim.table].cells}
         assert {claim.better[0], claim.worse[0]} <= known, claim
         assert verdicts._theirs(claim)
+
+
+def test_the_footing_of_a_soup(suite, tmp_path):
+    wanted = [cells.Cell(suite, method, how="spread", mode="quick") for method in (METHODS[2], methods.SOUPS)]
+    results = cells.Results(tmp_path / "spread.jsonl")
+    for cell in wanted:
+        results.add(cells.run(cell))
+    found = results.of(wanted[1])
+    assert len(report.points(found, "ab")) == 1 + 2 + cells.SAMPLE["quick"]
+    header, _, merged, soup = report.spread(Table("i", "sets", "none", wanted, "spread"), results)
+    assert header.count("|") == merged.count("|") == soup.count("|")
+    assert merged.split("|")[3].strip() == "" and -1 <= float(soup.split("|")[3]) <= 1
+    values = {row["task"]: row["value"] for row in results.of(wanted[0])["rows"]}
+    sums = [100 * values["a"], 100 * values["b"]]
+    assert min(sums) - 0.1 <= float(merged.split("|")[2]) <= max(sums) + 0.1
