@@ -14,6 +14,7 @@ import moocore
 import numpy as np
 from scipy.stats import spearmanr
 
+from benchmarks.claims import papers
 from benchmarks.claims.cells import Results
 from benchmarks.claims.tables import Table
 from paretomerge import preferences
@@ -108,10 +109,13 @@ def accuracy(table: Table, results: Results) -> Iterator[str]:
             for column in range(len(tasks) + 1):
                 place = bold([rows[i][2][column] for i in among])
                 marks |= {(among[place], column)} if place is not None else set()
-        yield f"| method | preference | {' | '.join(tasks)} | mean |"
-        yield "|---" * (len(tasks) + 3) + "|"
+        theirs = [papers.average(name, kind or "equal") if table.name == "a" else "" for name, kind, _ in rows]
+        last = " | the paper's" if any(theirs) else ""
+        yield f"| method | preference | {' | '.join(tasks)} | mean{last} |"
+        yield "|---" * (len(tasks) + 3 + bool(last)) + "|"
         for i, (name, kind, line) in enumerate(rows):
             shown = [f"**{number}**" if (i, column) in marks else str(number) for column, number in enumerate(line)]
+            shown += [theirs[i]] if last else []
             yield f"| {name} | {KINDS.get(kind, '')} | {' | '.join(shown)} |"
 
 

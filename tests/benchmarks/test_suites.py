@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.claims import language, sources, text, vision
+from benchmarks.claims import language, papers, sources, text, vision
 from benchmarks.claims.suite import Suite, shared, stamp, stamped
 
 
@@ -95,8 +95,9 @@ def test_a_page_is_in_the_same_split_in_every_language(tmp_path, monkeypatch):
     assert len(shared(Suite("languages", tmp_path, data, data))) == 1
 
 
-def test_roff_becomes_words():
+def test_examples_in_docstrings():
     assert doctest.testmod(language).failed == 0
+    assert doctest.testmod(papers).failed == 0
 
 
 def test_a_stamp_notices_changed_settings_and_files(tmp_path):
