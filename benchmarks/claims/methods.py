@@ -141,12 +141,14 @@ def closed_form(name: str, on_merge: str | None = None, on_options: Mapping[str,
     return Method(name, make, {"on": on_merge, "on_options": on_options, **options}, front=True)
 
 
-def fitted(name: str, method: str = "pareto-merging", *, steps: int, preset: str = "recommended", **options: Any) -> Method:
-    """A fit on the suite's unlabelled inputs."""
+def fitted(
+    name: str, method: str = "pareto-merging", *, steps: int, preset: str = "recommended", labels: bool = False, **options: Any
+) -> Method:
+    """A fit on the suite's inputs, without their labels unless it needs them."""
 
     def make(on: Bench, seed: int) -> Front:
         return api.fit(
-            on.experts, method, data=on.inputs, preset=preset, hashes=False, seed=seed, steps=on.steps(steps), **options
+            on.experts, method, data=on.labelled if labels else on.inputs, preset=preset, hashes=False, seed=seed, steps=on.steps(steps), **options
         )  # fmt: skip
 
     settings = {"method": method, "steps": steps, "preset": preset, **options}
@@ -191,7 +193,10 @@ PAPER = fitted("AdaMerging + PM, paper", preset="paper", steps=STEPS)
 PAPER_TIES = fitted("AdaMerging + TIES + PM, paper", preset="paper", steps=STEPS, ties=0.2)
 ADA_DISTILLED = fitted("AdaMerging, distilled", "adamerging", steps=STEPS, objective="distill", lr=2e-3)
 PM = fitted("PM, distilled, rank 16", steps=STEPS)
-FITTED = [PM, ADA, PAPER, ADA_DISTILLED, ADA_TIES, PAPER_TIES]
+STEERED = fitted("steered, distilled, rank 16", "steered", steps=STEPS)
+PWE = fitted("PWE-MoE, distilled", "pwe-moe", steps=STEPS)
+PWE_PAPER = fitted("PWE-MoE, paper (labels)", "pwe-moe", preset="paper", steps=STEPS, labels=True)
+FITTED = [PM, ADA, PAPER, STEERED, PWE_PAPER, ADA_DISTILLED, PWE, ADA_TIES, PAPER_TIES]
 
 
 def only_tasks(front: Front, of: Experts) -> Front:
