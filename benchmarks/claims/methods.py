@@ -147,9 +147,8 @@ def fitted(
     """A fit on the suite's inputs, without their labels unless it needs them."""
 
     def make(on: Bench, seed: int) -> Front:
-        return api.fit(
-            on.experts, method, data=on.labelled if labels else on.inputs, preset=preset, hashes=False, seed=seed, steps=on.steps(steps), **options
-        )  # fmt: skip
+        inputs, run = on.labelled if labels else on.inputs, {"steps": on.steps(steps), "seed": seed, "preset": preset}
+        return api.fit(on.experts, method, data=inputs, hashes=False, **run, **options)
 
     settings = {"method": method, "steps": steps, "preset": preset, **options}
     return Method(name, make, settings, front=method != "adamerging", seeded=True, fitted=True)
