@@ -31,7 +31,7 @@ BLOCK = 128
 VOCABULARY = 4096
 SHARES = {"test": 0.08, "validation": 0.04, "fit": 0.13}
 """Of the pages; experts and the base are trained on the rest."""
-CHARACTERS = {"test": 250_000, "validation": 120_000, "fit": 500_000, "train": 1_500_000}
+CHARACTERS = {"test": 120_000, "validation": 60_000, "fit": 400_000, "train": 1_500_000}
 """Of a language at most."""
 
 

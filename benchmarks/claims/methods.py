@@ -49,7 +49,7 @@ class Bench:
     @cached_property
     def few(self) -> dict[str, Task]:
         """The same with fewer inputs to measure many preferences on."""
-        return self.suite.inputs(self.use, limit=LIMIT[self.mode], measured=LIMIT[self.mode] or FEW)
+        return self.suite.inputs(self.use, limit=LIMIT[self.mode] or FEW)
 
     def steps(self, full: int) -> int:
         return full if self.mode == "full" else max(20, full // 10)
@@ -150,7 +150,7 @@ def fitted(
         inputs, run = on.labelled if labels else on.inputs, {"steps": on.steps(steps), "seed": seed, "preset": preset}
         return api.fit(on.experts, method, data=inputs, hashes=False, **run, **options)
 
-    settings = {"method": method, "steps": steps, "preset": preset, **options}
+    settings = {"method": method, "steps": steps, "preset": preset, **options, **({"labels": True} if labels else {})}
     return Method(name, make, settings, front=method != "adamerging", seeded=True, fitted=True)
 
 

@@ -50,21 +50,18 @@ class Suite:
     def opened(self) -> Experts:
         return load_experts(self.base, dict(self.experts))
 
-    def inputs(
-        self, use: Use = "held-out", *, limit: int | None = None, measured: int | None = None, labelled: bool = False
-    ) -> dict[str, Task]:
+    def inputs(self, use: Use = "held-out", *, limit: int | None = None, labelled: bool = False) -> dict[str, Task]:
         """Every task's inputs to fit on and to measure on, ready.
 
         Args:
             use: what is measured on.
             limit: at most so many inputs a task to fit on, and as many to measure on.
-            measured: at most so many to measure on.
             labelled: the fit may see labels.
         """
         specs = {
             task: DataSpec(
                 path=str(path), transductive=use == "transductive", evaluate="validation" if use == "validation" else "test",
-                limit_fit=limit, limit_evaluate=measured or limit, max_length=self.max_length,
+                limit_fit=limit, limit_evaluate=limit, max_length=self.max_length,
             )
             for task, path in self.data.items()
         }  # fmt: skip

@@ -31,7 +31,7 @@ from benchmarks.claims.vit import fast_maths, save, schedule
 
 TASKS = ("movie", "newsgroups", "reuters", "glosses", "tweets")
 LENGTH = 48
-TRAIN, FIT, VALIDATION, TEST = 4000, 1000, 300, 500
+TRAIN, FIT, VALIDATION, TEST = 4000, 1000, 200, 300
 NOUNS = (
     "tops act animal artifact attribute body cognition communication event feeling food group location motive object person "
     "phenomenon plant possession process quantity relation shape state substance time"

@@ -86,7 +86,21 @@ def test_what_is_stored_and_measured_on_is_kept(measured):
     assert {row["split"] for row in found["rows"]} == {"held-out"}
 
 
-def test_transductive_cells_fit_on_what_they_are_measured_on(suite):
+def test_a_fitted_front_is_kept_for_the_other_tables(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "FRONTS", tmp_path)
+    method = methods.fitted("PM, fitted", steps=20, batch=4, rank=2)
+    cell = cells.Cell(suite, method, mode="quick")
+    first = cells.run(cell)
+    monkeypatch.setattr(method.make.__globals__["api"], "fit", None)
+    again = cells.run(cell)
+    assert again["rows"] == first["rows"] and again["cost"] == first["cost"]
+    assert cells.run(cells.Cell(suite, method, how="spread", mode="quick"))["stored"] == first["stored"]
+    with pytest.raises(TypeError):
+        cells.run(cells.Cell(suite, method, seed=1, mode="quick"))
+
+
+def test_transductive_cells_fit_on_what_they_are_measured_on(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(cells, "FRONTS", tmp_path)
     method = methods.fitted("PM, fitted", steps=20, batch=4, rank=2)
     cell = cells.Cell(suite, method, use="transductive", mode="quick")
     on = methods.bench(suite, "transductive", "quick")
