@@ -126,6 +126,15 @@ def footing(mode: str) -> Table:
     )
 
 
+def wider(mode: str) -> Table:
+    chosen = [
+        methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:3], methods.SINGLE[4], methods.SOUPS, methods.PM_TA,
+        methods.PM_TA_ALL, methods.PM,
+    ]  # fmt: skip
+    cells = _cells(vision.suite(192), chosen, mode, seeds=1)
+    return Table("wide", "The same tasks on a wider transformer (2.7 M)", "Pareto Merging, table 6 (ViT-L/14)", cells)
+
+
 def texts(mode: str) -> Table:
     chosen = [methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:3], methods.SINGLE[4], methods.SOUPS, methods.PM_TA_ALL]
     return Table("text", "Five text tasks on MiniLM: accuracy", "no table of a paper", _cells(text.suite(), chosen, mode))
@@ -144,5 +153,5 @@ def languages(mode: str) -> Table:
 
 
 TABLES: dict[str, Callable[[str], Table]] = {
-    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "text": texts, "language": languages,
+    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "wide": wider, "text": texts, "language": languages,
 }  # fmt: skip
