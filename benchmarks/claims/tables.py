@@ -153,5 +153,6 @@ def languages(mode: str) -> Table:
 
 
 TABLES: dict[str, Callable[[str], Table]] = {
-    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "wide": wider, "text": texts, "language": languages,
+    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "wide": wider, "text": texts,
+    "language": languages,
 }  # fmt: skip
