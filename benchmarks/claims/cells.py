@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,12 @@ from typing import Any, Literal
 
 import torch
 
-from benchmarks.claims.methods import Bench, Method, bench, only_tasks, solid
-from benchmarks.claims.sources import CACHE
-from benchmarks.claims.suite import Suite, Use, digest
+from benchmarks.claims.methods import Bench, Method, bench, identity, made, with_heads
+from benchmarks.claims.suite import Suite, Use
 from paretomerge import preferences
 from paretomerge.evaluation.evaluate import evaluate, measure, sampled, select_unseen
 from paretomerge.evaluation.results import Row
-from paretomerge.front import Front, load_front
+from paretomerge.front import Front
 
 How = Literal["standard", "line", "spread", "unseen"]
 """standard: equal at every task, priority and one-hot at the task preferred; line: 11 preferences between two tasks;
@@ -26,7 +24,6 @@ spread: equal, one-hot and 30 preferences from all of the simplex, every task, f
 unseen: for tasks that are not merged, equal and the preference chosen by entropy."""
 SAMPLE = {"full": 30, "quick": 6}
 BATCH = 250
-FRONTS = CACHE / "claims" / "fronts"
 
 
 @dataclass(frozen=True)
@@ -49,18 +46,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Changes with everything that the numbers depend on, but the library's code."""
-        return self._digest(self.how)
-
-    @property
-    def front_key(self) -> str:
-        """The same of its front alone."""
-        return self._digest("")
-
-    def _digest(self, how: str) -> str:
-        stamps = [folder / "stamp.json" for folder in (self.suite.base.parent, next(iter(self.suite.data.values())).parent)]
-        stamp = [file.read_text() for file in stamps if file.exists()]
-        settings = [self.method.name, self.method.settings, self.use, self.seed, how, self.mode, list(self.names)]
-        return digest(stamp, settings)
+        return identity(self.method, self.suite.only(*self.names), self.use, self.seed, self.mode, self.how)
 
     def __str__(self) -> str:
         return f"{self.suite.name} · {self.method.name} · {self.use} · {self.how} · seed {self.seed}"
@@ -70,7 +56,7 @@ def run(cell: Cell) -> dict[str, Any]:
     """Compute a cell: its rows, and what making the front cost."""
     started = time.process_time()
     on = bench(cell.suite.only(*cell.names), cell.use, cell.mode)
-    front, cost = _front(cell, on)
+    front, cost = made(cell.method, on, cell.seed)
     parameters = front.summary()["parameters"]
     rows = list(_MEASURES[cell.how](cell, on, front))
     return {
@@ -79,23 +65,6 @@ def run(cell: Cell) -> dict[str, Any]:
         "took_cpu_s": round(time.process_time() - started, 1),
         "stored": {"base": parameters["base"], "added": parameters["added"]}, "inputs": _measured_on(cell), "rows": rows,
     }  # fmt: skip
-
-
-def _front(cell: Cell, on: Bench) -> tuple[Front, dict[str, float]]:
-    """The cell's front and the seconds that it took to make; one that was fitted is kept, as other tables measure it, too."""
-    folder = FRONTS / cell.front_key
-    if cell.method.fitted and (folder / "cost.json").exists():
-        return load_front(folder / "front"), json.loads((folder / "cost.json").read_text())
-    _ = on.labelled if cell.method.settings.get("labels") else on.inputs  # read before the clock starts
-    started, cpu = time.perf_counter(), time.process_time()
-    front = cell.method.make(on, cell.seed)
-    solid(front.pareto_set.base)  # merges are lazy: computing them belongs to the cost
-    cost = {"wall_s": round(time.perf_counter() - started, 2), "cpu_s": round(time.process_time() - cpu, 2)}
-    if cell.method.fitted:
-        shutil.rmtree(folder, ignore_errors=True)
-        front.save(folder / "front")
-        (folder / "cost.json").write_text(json.dumps(cost))
-    return front, cost
 
 
 def _measured_on(cell: Cell) -> dict[str, int]:
@@ -137,7 +106,7 @@ def _unseen(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
     """Of each task of the suite that was not merged: the accuracy at the preference whose model is surest of its inputs."""
     others = [task for task in cell.suite.tasks if task not in cell.names]
     whole = bench(cell.suite, cell.use, cell.mode)
-    front = only_tasks(front, whole.experts)
+    front = with_heads(front, whole.experts)
     for task in others:
         model = front.model("equal", head=task, dtype=torch.float32)
         texts = ["equal"]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -10,17 +13,20 @@ from typing import Any
 
 import torch
 
-from benchmarks.claims.suite import Suite, Use
+from benchmarks.claims.sources import CACHE
+from benchmarks.claims.suite import Suite, Use, digest
 from paretomerge import api
 from paretomerge.evaluation.evaluate import measure
 from paretomerge.evaluation.tasks import Task
-from paretomerge.front import Front, front_of
+from paretomerge.front import Front, front_of, load_front
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
 
 LIMIT = {"full": None, "quick": 200}
 """Inputs a task, to fit on and to measure on."""
+FRONTS = CACHE / "claims" / "fronts"
 FEW = 300
 """Where a front is measured at many preferences."""
 
@@ -90,6 +96,30 @@ class Method:
         return hash(self.name)
 
 
+def identity(method: Method, suite: Suite, use: Use, seed: int, mode: str, how: str = "") -> str:
+    """Changes with everything that a front, or how it is measured, depends on, but the library's code."""
+    stamps = [folder / "stamp.json" for folder in (suite.base.parent, next(iter(suite.data.values())).parent)]
+    stamp = [file.read_text() for file in stamps if file.exists()]
+    return digest(stamp, [method.name, method.settings, use, seed, how, mode, list(suite.tasks)])
+
+
+def made(method: Method, on: Bench, seed: int) -> tuple[Front, dict[str, float]]:
+    """A method's front and the seconds that it took to make; one that was fitted is kept, as other tables measure it, too."""
+    folder = FRONTS / identity(method, on.suite, on.use, seed, on.mode)
+    if method.fitted and (folder / "cost.json").exists():
+        return load_front(folder / "front"), json.loads((folder / "cost.json").read_text())
+    _ = on.labelled if method.settings.get("labels") else on.inputs  # read before the clock starts
+    started, cpu = time.perf_counter(), time.process_time()
+    front = method.make(on, seed)
+    solid(front.pareto_set.base)  # merges are lazy: computing them belongs to the cost
+    cost = {"wall_s": round(time.perf_counter() - started, 2), "cpu_s": round(time.process_time() - cpu, 2)}
+    if method.fitted:
+        shutil.rmtree(folder, ignore_errors=True)
+        front.save(folder / "front")
+        (folder / "cost.json").write_text(json.dumps(cost))
+    return front, cost
+
+
 def merged(name: str, method: str, *, seeded: bool = False, **options: Any) -> Method:
     def make(on: Bench, seed: int) -> Front:
         chosen = {key: value(on) if callable(value) else value for key, value in options.items()}
@@ -151,7 +181,26 @@ def fitted(
         return api.fit(on.experts, method, data=inputs, hashes=False, **run, **options)
 
     settings = {"method": method, "steps": steps, "preset": preset, **options, **({"labels": True} if labels else {})}
-    return Method(name, make, settings, front=method != "adamerging", seeded=True, fitted=True)
+    return Method(name, make, settings, front=method not in ("adamerging", "training"), seeded=True, fitted=True)
+
+
+def on_data(name: str, method: str) -> Method:
+    """A merge that looks at the suite's inputs."""
+
+    def make(on: Bench, seed: int) -> Front:
+        return on.single(solid(api.merge(on.experts, method, data=on.inputs, seed=seed)))
+
+    return Method(name, make, {"method": method}, seeded=True, fitted=True)
+
+
+def corrected(name: str, start: Method) -> Method:
+    """ReACT on another method's front."""
+
+    def make(on: Bench, seed: int) -> Front:
+        inner = made(start, on, seed)[0].pareto_set
+        return api.fit(on.experts, "react", data=on.inputs, on=inner, hashes=False, seed=seed)
+
+    return Method(name, make, {"method": "react", "on": [start.name, start.settings]}, front=True, seeded=True, fitted=True)
 
 
 def one_over_k(on: Bench) -> float:
@@ -195,11 +244,16 @@ PM = fitted("PM, distilled, rank 16", steps=STEPS)
 STEERED = fitted("steered, distilled, rank 16", "steered", steps=STEPS)
 PWE = fitted("PWE-MoE, distilled", "pwe-moe", steps=STEPS)
 PWE_PAPER = fitted("PWE-MoE, paper (labels)", "pwe-moe", preset="paper", steps=STEPS, labels=True)
-FITTED = [PM, ADA, PAPER, STEERED, PWE_PAPER, ADA_DISTILLED, PWE, ADA_TIES, PAPER_TIES]
+TRAINED = fitted("multi-task training (labels)", "training", steps=STEPS, labels=True, batch=16, lr=4e-4)
+REACT = [
+    corrected("ReACT on TA λ 1/K", SINGLE[2]),
+    corrected("ReACT on Rewarded Soups", SOUPS),
+    corrected("ReACT on PM, distilled", PM),
+]
+MERGED_ON_DATA = [on_data("Fisher merging", "fisher"), on_data("RegMean", "regmean")]
+FITTED = [PM, ADA, PAPER, STEERED, PWE_PAPER, ADA_DISTILLED, *REACT, PWE, ADA_TIES, PAPER_TIES, *MERGED_ON_DATA, TRAINED]
 
 
-def only_tasks(front: Front, of: Experts) -> Front:
-    """The front with the heads of all of a suite's experts, those of tasks it does not know included."""
-    from paretomerge.export.heads import heads_of
-
+def with_heads(front: Front, of: Experts) -> Front:
+    """The front with the heads of all of a suite's experts, those of tasks that it does not know included."""
     return replace(front, heads={**heads_of(of), **front.heads})

@@ -108,7 +108,7 @@ def ranks(mode: str) -> Table:
 def footing(mode: str) -> Table:
     chosen = [
         methods.SINGLE[2], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL, methods.ADA, methods.PAPER, methods.ADA_DISTILLED,
-        methods.PM, methods.STEERED, methods.PWE,
+        methods.PM, methods.STEERED, methods.PWE, *methods.REACT,
     ]  # fmt: skip
     note = (
         f"Equal, one-hot and {SAMPLE['full']} preferences drawn uniformly from the simplex, {methods.FEW} inputs a task. "

@@ -87,11 +87,11 @@ def test_what_is_stored_and_measured_on_is_kept(measured):
 
 
 def test_a_fitted_front_is_kept_for_the_other_tables(suite, tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "FRONTS", tmp_path)
+    monkeypatch.setattr(methods, "FRONTS", tmp_path)
     method = methods.fitted("PM, fitted", steps=20, batch=4, rank=2)
     cell = cells.Cell(suite, method, mode="quick")
     first = cells.run(cell)
-    monkeypatch.setattr(method.make.__globals__["api"], "fit", None)
+    monkeypatch.setattr(methods.api, "fit", None)
     again = cells.run(cell)
     assert again["rows"] == first["rows"] and again["cost"] == first["cost"]
     assert cells.run(cells.Cell(suite, method, how="spread", mode="quick"))["stored"] == first["stored"]
@@ -100,7 +100,7 @@ def test_a_fitted_front_is_kept_for_the_other_tables(suite, tmp_path, monkeypatc
 
 
 def test_transductive_cells_fit_on_what_they_are_measured_on(suite, tmp_path, monkeypatch):
-    monkeypatch.setattr(cells, "FRONTS", tmp_path)
+    monkeypatch.setattr(methods, "FRONTS", tmp_path)
     method = methods.fitted("PM, fitted", steps=20, batch=4, rank=2)
     cell = cells.Cell(suite, method, use="transductive", mode="quick")
     on = methods.bench(suite, "transductive", "quick")
