@@ -193,6 +193,20 @@ def on_data(name: str, method: str) -> Method:
     return Method(name, make, {"method": method}, seeded=True, fitted=True)
 
 
+def searched(name: str, method: str, **options: Any) -> Method:
+    """A search by accuracy on the validation inputs (their labels are needed); transductive, on the test inputs."""
+
+    def make(on: Bench, seed: int) -> Front:
+        if on.use == "transductive":
+            inputs = on.labelled
+        else:
+            judged = bench(on.suite, "validation", on.mode).few
+            inputs = {task: replace(given, fit=judged[task].held_out) for task, given in on.inputs.items()}
+        return api.fit(on.experts, method, data=inputs, hashes=False, seed=seed, **options)
+
+    return Method(name, make, {"method": method, **options}, front=True, seeded=True, fitted=True)
+
+
 def corrected(name: str, start: Method) -> Method:
     """ReACT on another method's front."""
 
@@ -245,13 +259,15 @@ STEERED = fitted("steered, distilled, rank 16", "steered", steps=STEPS)
 PWE = fitted("PWE-MoE, distilled", "pwe-moe", steps=STEPS)
 PWE_PAPER = fitted("PWE-MoE, paper (labels)", "pwe-moe", preset="paper", steps=STEPS, labels=True)
 TRAINED = fitted("multi-task training (labels)", "training", steps=STEPS, labels=True, batch=16, lr=4e-4)
+MAP = searched("MAP, 100 evaluations", "map", evaluations=100)
+MAP_TWO = searched("MAP, 30 evaluations", "map", evaluations=30)
 REACT = [
     corrected("ReACT on TA λ 1/K", SINGLE[2]),
     corrected("ReACT on Rewarded Soups", SOUPS),
     corrected("ReACT on PM, distilled", PM),
 ]
 MERGED_ON_DATA = [on_data("Fisher merging", "fisher"), on_data("RegMean", "regmean")]
-FITTED = [PM, ADA, PAPER, STEERED, PWE_PAPER, ADA_DISTILLED, *REACT, PWE, ADA_TIES, PAPER_TIES, *MERGED_ON_DATA, TRAINED]
+FITTED = [PM, ADA, PAPER, STEERED, PWE_PAPER, ADA_DISTILLED, *REACT, PWE, ADA_TIES, PAPER_TIES, *MERGED_ON_DATA, MAP, TRAINED]
 
 
 def with_heads(front: Front, of: Experts) -> Front:

@@ -17,20 +17,23 @@ NAMES = {
     "PM on TIES, attention": "TIES-Merging + PM",
     "Fisher merging": "Fisher Merging",
     "RegMean": "RegMean",
+    "MAP, 100 evaluations": "MAP",
     "multi-task training (labels)": "Traditional MTL",
+    "PWE-MoE, paper (labels)": "Ours-LS (MLP)",
     "AdaMerging": "AdaMerging",
     "AdaMerging + PM, paper": "AdaMerging + PM",
     "AdaMerging + TIES": "AdaMerging + TIES",
     "AdaMerging + TIES + PM, paper": "AdaMerging + TIES + PM",
 }
-"""Our row -> that of Pareto Merging's table 2 (CLIP ViT-B/32, eight tasks)."""
+"""Our row -> that of Pareto Merging's table 2, or of PWE-MoE's (both CLIP ViT-B/32, the same eight tasks)."""
 
 
 @cache
 def _averages() -> dict[tuple[str, str], str]:
     with open(FIGURES, newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["paper"].startswith("Pareto Merging") and row["table"] == "table 2"]
-    return {(row["method"], row["preference"]): row["value"] for row in rows if row["column"] == "Average"}
+        rows = [row for row in csv.DictReader(file) if row["table"] == "table 2" and row["column"] in ("Average", "Avg.")]
+    rows.sort(key=lambda row: row["paper"].startswith("Pareto Merging"))  # where both have a row, Pareto Merging's counts
+    return {(row["method"], row["preference"]): row["value"] for row in rows}
 
 
 def average(method: str, kind: str) -> str:

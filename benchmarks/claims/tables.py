@@ -86,7 +86,7 @@ def unseen(mode: str) -> Table:
 def two_tasks(mode: str) -> Table:
     chosen = [
         methods.EXPERTS, methods.SINGLE[3], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL,
-        methods.ADA, methods.PAPER, methods.ADA_DISTILLED, methods.PM, methods.STEERED,
+        methods.ADA, methods.PAPER, methods.ADA_DISTILLED, methods.PM, methods.STEERED, methods.MAP_TWO,
     ]  # fmt: skip
     cells = _cells(vision.suite(), chosen, mode, tasks=PAIR, how="line")
     return Table("d", f"Two tasks, eleven preferences: {' and '.join(PAIR)}", "Pareto Merging, figures 4 and 8", cells, "line")
@@ -108,7 +108,7 @@ def ranks(mode: str) -> Table:
 def footing(mode: str) -> Table:
     chosen = [
         methods.SINGLE[2], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL, methods.ADA, methods.PAPER, methods.ADA_DISTILLED,
-        methods.PM, methods.STEERED, methods.PWE, *methods.REACT,
+        methods.PM, methods.STEERED, methods.PWE, *methods.REACT, methods.MAP,
     ]  # fmt: skip
     note = (
         f"Equal, one-hot and {SAMPLE['full']} preferences drawn uniformly from the simplex, {methods.FEW} inputs a task. "

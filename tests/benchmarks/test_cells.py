@@ -112,6 +112,27 @@ def test_transductive_cells_fit_on_what_they_are_measured_on(suite, tmp_path, mo
     assert all(len(task.held_out) == 8 for task in searched.values())
 
 
+def test_a_search_looks_at_the_validation_inputs_alone(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "FRONTS", tmp_path)
+    seen = {}
+
+    def fit(experts, method, data, **options):
+        seen.update(data)
+        return whole(experts, method, data=data, **options)
+
+    whole = methods.api.fit
+    monkeypatch.setattr(methods.api, "fit", fit)
+    cell = cells.Cell(
+        suite, methods.searched("MAP", "map", evaluations=12, population=8, generations=2, measure=0), mode="quick"
+    )
+    rows = cells.run(cell)["rows"]
+    validation = methods.bench(suite, "validation", "quick").few
+    for task, given in seen.items():
+        assert len(given.fit) == 8
+        assert given.fit.labels.tolist() == validation[task].held_out.labels.tolist()
+    assert {row["split"] for row in rows} == {"held-out"} and len(rows) == 6
+
+
 def test_a_line_runs_from_the_second_task_to_the_first(suite, tmp_path):
     cell = cells.Cell(suite, methods.SOUPS, how="line", tasks=("a", "b"))
     found = cells.run(cell)
