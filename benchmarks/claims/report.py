@@ -278,7 +278,9 @@ def ladder(tables: Sequence[Table], results: Results) -> Iterator[str]:
 
 def write(folder: Path, every: Sequence[Table], results: Results, claims: str = "") -> None:
     """results.md and its figures under a folder; the tables on the terminal, too."""
-    parts = [INTRODUCTION]
+    cells = {cell.key for table in every for cell in table.cells} & results.cells.keys()
+    minutes = sum(results.cells[key].get("took_cpu_s", 0) for key in cells) / 60
+    parts = [f"{INTRODUCTION}\n{len(cells)} cells in {minutes:.0f} CPU minutes, from experts that were trained before.\n"]
     if claims:
         parts.append(f"## Claims\n\nThose that do not hold come first.\n\n{claims}\n")
     if steps := list(ladder(every, results)):
