@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.claims import cells, language, report, tables, text, verdicts, vision
 from benchmarks.claims.sources import CACHE
@@ -45,6 +45,7 @@ def _work(mode: str, key: str) -> dict[str, Any]:
 def _start() -> None:
     torch.set_num_threads(1)  # models this small gain nothing from more; cells run side by side instead
     disable_progress_bar()
+    set_verbosity_error()
 
 
 def compute(wanted: list[cells.Cell], results: cells.Results, workers: int) -> None:
