@@ -81,6 +81,8 @@ def bold(column: Sequence[Number]) -> int | None:
     if len(order) < 2:
         return None
     best, next_best = column[order[0]], column[order[1]]
+    if best.metric == "perplexity" and best.std is None and next_best.std is None:
+        return None  # nothing tells how large the noise is
     noise = 2 * math.sqrt(best.variance + next_best.variance)
     return order[0] if best.goodness - next_best.goodness > noise else None
 
@@ -279,8 +281,9 @@ def ladder(tables: Sequence[Table], results: Results) -> Iterator[str]:
 def write(folder: Path, every: Sequence[Table], results: Results, claims: str = "") -> None:
     """results.md and its figures under a folder; the tables on the terminal, too."""
     cells = {cell.key for table in every for cell in table.cells} & results.cells.keys()
-    minutes = sum(results.cells[key].get("took_cpu_s", 0) for key in cells) / 60
-    parts = [f"{INTRODUCTION}\n{len(cells)} cells in {minutes:.0f} CPU minutes, from experts that were trained before.\n"]
+    took = [results.cells[key]["took_cpu_s"] for key in cells if "took_cpu_s" in results.cells[key]]
+    minutes = f"; {len(took)} of them took {sum(took) / 60:.0f} CPU minutes" if took else ""
+    parts = [f"{INTRODUCTION}\n{len(cells)} cells are measured{minutes}, from experts that were trained before.\n"]
     if claims:
         parts.append(f"## Claims\n\nThose that do not hold come first.\n\n{claims}\n")
     if steps := list(ladder(every, results)):

@@ -178,7 +178,8 @@ def test_bold_needs_a_difference_beyond_the_noise():
     assert report.bold([number(0.80), number(0.805)]) is None
     assert report.bold([number(0.80, inputs=50), number(0.90, inputs=50)]) is None
     assert report.bold([number(0.80, 0.1), number(0.90, 0.1)]) is None
-    assert report.bold([number(9.0, metric="perplexity"), number(8.0, metric="perplexity")]) == 1
+    assert report.bold([number(9.0, 0.1, metric="perplexity"), number(8.0, 0.1, metric="perplexity")]) == 1
+    assert report.bold([number(9.0, metric="perplexity"), number(8.0, metric="perplexity")]) is None, "noise unknown"
     assert report.bold([number(0.5)]) is None
 
 
