@@ -26,7 +26,6 @@ from paretomerge.export.lora import adapter_files, write_lora
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.options import shown
 from paretomerge.sets import SETS
-from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet, Preference
 from paretomerge.weights.adapted import Adapted, Pair
 from paretomerge.weights.adapter import Adapter
@@ -297,22 +296,27 @@ class Front:
         Raises:
             UserError: a set of full rank; what ``write_lora`` raises.
         """
-        if not isinstance(self.pareto_set, LowRank):
+        pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
+        if any(pareto_set.pair(name, gamma) is None for name in pareto_set.varying):
             raise UserError(
-                f"a {self.pareto_set.method} has full rank: there is no LoRA of it. Pick a checkpoint, or fit pareto-merging"
+                f"a {pareto_set.method} has full rank: there is no LoRA of it. Pick a checkpoint, or fit pareto-merging"
             )
         if rank is not None and rank < 1:
             raise UserError(f"rank {rank}: must be at least 1")
-        pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
 
-        pair: Callable[[str], Pair] = lambda name: Pair(*pareto_set.low_rank(name, gamma))  # noqa: E731
+        def pair(name: str) -> Pair:
+            found = pareto_set.pair(name, gamma)
+            assert found is not None
+            return found
+
         names, where = list(pareto_set.varying), self.folder
+        of: Callable[[str], Pair] = pair
         if (found := self._on_origin()) is not None:  # the adapter brings the base merge along
             whole, where = found[0].plus(names, pair), found[1]
-            names, pair = sorted(whole.changed), whole.pair
+            names, of = sorted(whole.changed), whole.pair
         return write_lora(
             names,
-            pair,
+            of,
             folder,
             config=self._config(head),
             base_model=base_model or (str(where.resolve()) if where else ""),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import peft
@@ -13,6 +14,9 @@ from safetensors.torch import load_file, save_file
 import tiny
 from commands import apart
 from paretomerge import api, load_experts, load_front
+from paretomerge.evaluation.inputs import TensorInputs
+from paretomerge.evaluation.tasks import Task
+from paretomerge.fitting import problem
 from paretomerge.weights.adapted import Adapted
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft asks the hub for the base's configuration
@@ -172,6 +176,92 @@ def test_no_task_vector_becomes_a_matrix(llama, monkeypatch):
     front = api.fit(experts, "soup")
     assert isinstance(front.pareto_set.base, Adapted)
     api.fit(experts, rank=3, targets="all").at("only:math")["model.layers.0.self_attn.q_proj.weight"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Token ids for each task."""
+    ids = {task: torch.randint(3, 40, (12, 8), generator=torch.Generator().manual_seed(k)) for k, task in enumerate(TASKS)}
+    return {
+        task: Task(
+            task, "language-modelling", TensorInputs({"input_ids": x, "attention_mask": torch.ones_like(x)}), None, "perplexity"
+        )
+        for task, x in ids.items()
+    }
+
+
+FITS = {
+    "pareto-merging": {"rank": 2},
+    "adamerging": {"objective": "distill"},
+    "steered": {"rank": 2},
+    "pwe-moe": {"modules": "attention"},
+}
+
+
+@pytest.mark.parametrize("method", FITS)
+def test_fits_on_data_keep_factors(llama, texts, tmp_path, monkeypatch, method):
+    """No task vector becomes a matrix, the models are those of dense experts, and each is one adapter on the base."""
+    options = {"steps": 4, "batch": 4, "lr": 0.01, **FITS[method]}
+    experts = load_experts(llama / "base", {t: llama / t for t in TASKS})
+    with monkeypatch.context() as patch:
+        # stacked, and with a low-rank term of the same experts: that of others starts elsewhere
+        stacked = problem.task_vectors_of
+        patch.setattr(problem, "task_vectors_of", lambda *arguments, **_: stacked(*arguments, thin=False))
+        dense = experts if "rank" in FITS[method] else load_experts(llama / "base", {t: llama / f"{t}-dense" for t in TASKS})
+        theirs = api.fit(dense, method, data=texts, **options)
+    with monkeypatch.context() as patch:
+        for name in ("chunks", "task_vectors"):
+            patch.setattr(type(experts), name, lambda *_, **__: pytest.fail("a dense task vector was made"))
+        ours = api.fit(experts, method, data=texts, **options)
+        ours.save(tmp_path / "front")
+    assert not (tmp_path / "front" / "model.safetensors").exists(), "the base is referred to"
+    front = load_front(tmp_path / "front")
+    assert isinstance(front.pareto_set.base, Adapted)
+    for preference in ("equal", "only:code", "math=0.7,code=0.2,law=0.1"):
+        light, heavy = front.at(preference), theirs.at(preference)
+        assert set(light) == set(heavy)
+        for name in heavy:
+            assert apart(light[name], heavy[name]) <= 1e-4
+    front.pick_lora("only:code", tmp_path / "adapter")
+    net = peft.PeftModel.from_pretrained(hf.AutoModelForCausalLM.from_pretrained(llama / "base"), tmp_path / "adapter").eval()
+    assert apart(tiny.logits("llama", net), tiny.logits("llama", front.model("only:code"))) <= 1e-5
+
+
+def test_ties_and_smaller_ranks_of_adapters_need_matrices(llama, texts):
+    """Entries that are trimmed leave no product; a truncated one is not the expert's: both are whole in the fit."""
+    experts = load_experts(llama / "base", {t: llama / t for t in TASKS})
+    dense = load_experts(llama / "base", {t: llama / f"{t}-dense" for t in TASKS})
+    options = {"data": texts, "steps": 2, "batch": 4}
+    for method, more in (("adamerging", {"ties": 0.3}), ("steered", {"rank": 0, "task_vector_rank": 1})):
+        ours, theirs = (api.fit(each, method, **more, **options) for each in (experts, dense))
+        for preference in ("equal", "only:law"):
+            light, heavy = ours.at(preference), theirs.at(preference)
+            assert max(apart(light[name], heavy[name]) for name in heavy) <= 1e-3
+
+
+@pytest.mark.parametrize("method", ["pareto-merging", "training"])
+def test_activations_that_are_computed_again_change_nothing(llama, texts, method):
+    experts = load_experts(llama / "base", {t: llama / t for t in TASKS})
+    options = {"objective": "distill", "steps": 3, "batch": 4, "lr": 0.01}
+    ran, again = [], []
+    for checkpointing, counted in ((False, ran), (True, again)):
+        with _counting(counted):
+            front = api.fit(experts, method, data=texts, checkpointing=checkpointing, **options)
+        if not checkpointing:
+            expected = {name: tensor.clone() for name, tensor in front.at("only:math").items()}
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in front.at("only:math").items())
+    assert len(again) > 1.4 * len(ran), "the layers do not run again in the backward pass"
+
+
+@contextmanager
+def _counting(calls):
+    """Note every run of an MLP."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    forward = LlamaMLP.forward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LlamaMLP, "forward", lambda self, x: (calls.append(1), forward(self, x))[1])
+        yield
 
 
 def test_not_finite_factors_are_told_with_their_file(cli, llama, tmp_path):

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from paretomerge.fitting.learned import Learned, Target
+from paretomerge.weights.adapted import Pair
+from paretomerge.weights.vectors import Thin
 
 SHAPES = {
     "attn.query.weight": (6, 5),
@@ -250,3 +252,34 @@ def test_factors_are_copies_in_fp32():
     torch.testing.assert_close(fused.g, of.view(f"{FUSED.name}.G").float(), rtol=0, atol=0)
     of.phi.zero_()
     assert fused.a.abs().max() > 0
+
+
+def test_task_vectors_as_products():
+    """θ(γ) and all gradients are those of the same task vectors stacked, to rounding in fp64."""
+    plain = learned(3, False, "fused")
+    generator = torch.Generator().manual_seed(5)
+    thin, stacked = {}, dict(plain.task_vectors)
+    for name, ranks in ((QUERY, (1, 3, 2)), (DENSE, (2, 0, 4))):
+        shape = SHAPES[name]
+        pairs = [
+            Pair(
+                torch.randn(shape[0], r, generator=generator, dtype=torch.float64),
+                torch.randn(r, shape[1], generator=generator, dtype=torch.float64),
+            )
+            for r in ranks
+        ]
+        thin[name] = Thin.of(pairs)
+        stacked[name] = torch.stack([(left @ right).flatten() for left, right in pairs])
+    made = [Learned(plain.base, vectors, TARGETS["fused"], kind="affine") for vectors in ({**stacked, **thin}, stacked)]
+    gamma = preference(3)
+    for each in made:
+        each.phi.copy_(torch.randn(len(each.phi), generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    first, second = (each.built(gamma) for each in made)
+    assert all(torch.allclose(first[name], second[name], rtol=0, atol=1e-12) for name in SHAPES)
+    phi = made[1].phi.clone().requires_grad_()
+    weights = steered_theta(made[1], gamma, phi, False)
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in weights.items()}
+    objective(weights).backward()
+    objective(leaves).backward()
+    pulled = made[0].pull_back({name: leaf.grad for name, leaf in leaves.items()}, gamma)
+    torch.testing.assert_close(pulled, phi.grad, rtol=1e-10, atol=1e-10)

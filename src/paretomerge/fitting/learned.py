@@ -13,7 +13,7 @@ their gradients, ``sets.factors`` the low-rank term and its other structures.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +23,9 @@ from paretomerge.sets.coefficients import Coefficients, Kind
 from paretomerge.sets.coefficients import shapes as coefficient_shapes
 from paretomerge.sets.factors import Factors, Structure
 from paretomerge.sets.factors import shapes as part_shapes
+from paretomerge.weights.vectors import Vectors, add, inner
 
 Members = tuple[tuple[str, int], ...]
-
-_BLOCK = 1 << 16
-"""Columns of task vectors stored in bf16 that are made fp32 at a time: K of them stay in cache, and nothing large is copied."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,12 @@ class Target:
 
 
 class Learned:
-    """φ, the base and the stacked task vectors: builds θ(γ) and pulls gradients back.
+    """φ, the base and the task vectors: builds θ(γ) and pulls gradients back.
 
     Args:
         base: name -> θ₀, fp32 on the device of the fit.
-        task_vectors: name -> (K, numel), stacked; fp32, or bf16 to halve the memory; none for a base that stays as it is.
+        task_vectors: name -> (K, numel), stacked; fp32, or bf16 to halve the memory; or thin products, in fp32; none for a
+            base that stays as it is.
         targets: of the low-rank part; none for AdaMerging alone.
         task_wise: the same coefficients for all tensors.
         kind: which function c(γ) is.
@@ -55,7 +54,7 @@ class Learned:
     """
 
     def __init__(
-        self, base: Mapping[str, Tensor], task_vectors: Mapping[str, Tensor], targets: Sequence[Target], *,
+        self, base: Mapping[str, Tensor], task_vectors: Mapping[str, Vectors], targets: Sequence[Target], *,
         task_wise: bool = False, kind: Kind = "constant", groups: Mapping[str, Sequence[str]] | None = None,
         n_tasks: int | None = None,
     ) -> None:  # fmt: skip
@@ -98,16 +97,14 @@ class Learned:
     def build_(self, weights: Mapping[str, Tensor], gamma: Tensor) -> None:
         """Write θ(γ) into ``weights`` (name -> tensor of the base's shape, any float dtype), in place."""
         c, row = self.coefficients.at(gamma), self.coefficients.row
-        low_rank = self._low_rank(gamma)
+        low_rank = self.low_rank(gamma)
         for name in self.varying:
             theta = weights[name].detach()
             in_place = theta.dtype == self.phi.dtype and theta.is_contiguous()
             if not in_place:
                 theta = torch.empty_like(self.base[name], memory_format=torch.contiguous_format)
             if name in self.task_vectors:
-                base, flat = self.base[name].flatten(), theta.view(-1)
-                for columns, v in self._blocks(name):
-                    torch.addmv(base[columns], v.T, c[row[name]], out=flat[columns])
+                add(self.base[name], self.task_vectors[name], c[row[name]], theta)
             else:
                 theta.copy_(self.base[name])
             if name in low_rank:
@@ -124,9 +121,7 @@ class Learned:
         d = torch.zeros(len(self.coefficients.groups), self.n_tasks).to(small)
         for name in self.task_vectors:
             if (dense := gradients.get(name)) is not None:
-                flat = dense.flatten().to(small.dtype)
-                for columns, v in self._blocks(name):
-                    d[row[name]] += torch.mv(v, flat[columns])
+                d[row[name]] += inner(self.task_vectors[name], dense.to(small.dtype))
         for part, gradient in self.coefficients.pulled_back(gamma, d).items():
             self.view(part, small).copy_(gradient)
         for target in self.targets:
@@ -190,20 +185,8 @@ class Learned:
             found[target.name] = Factors(parts["A"], parts.get("G"), parts["B"], target.members)
         return found
 
-    def _blocks(self, name: str) -> Iterator[tuple[slice, Tensor]]:
-        """A tensor's task vectors (K, n) in φ's dtype, with their columns: whole, or block by block if they are stored as bf16.
-
-        Products in bf16 are ten times slower on a processor, and would round the sums.
-        """
-        v = self.task_vectors[name]
-        if v.dtype == self.phi.dtype:
-            yield slice(None), v
-            return
-        for start in range(0, v.shape[1], _BLOCK):
-            columns = slice(start, start + _BLOCK)
-            yield columns, v[:, columns].to(self.phi.dtype)
-
-    def _low_rank(self, gamma: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def low_rank(self, gamma: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """L (m, r) and R (r, n) of each member of a target at γ."""
         terms = {}
         for target in self.targets:
             left, right = self.of(target).pair(gamma)

@@ -24,11 +24,13 @@ from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.fitting.steered import steered
 from paretomerge.fitting.training import training
+from paretomerge.merges.linear import sum_of_adapters
 from paretomerge.merges.ties import trimmed_and_elected
 from paretomerge.sets.low_rank import LowRank, folded
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import device_of
+from paretomerge.weights.vectors import Thin, add
 
 PAPER: dict[str, Any] = {
     "objective": "entropy", "targets": "attention", "rank": 16, "start": "kaiming", "scale": 0.3, "batch": 32, "lr": 1e-3,
@@ -72,6 +74,7 @@ def pareto_merging_on_data(
     seed: int = 0,
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
+    checkpointing: bool = False,
     store_task_vectors: Literal["float32", "bfloat16"] = "float32",
     teacher_top: int | None = 64,
     device: str = "auto",
@@ -120,6 +123,7 @@ def pareto_merging_on_data(
         seed: of everything random.
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
+        checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
         store_task_vectors: bfloat16 halves the memory of the K task vectors.
         teacher_top: language models: of each prediction of an expert, so many of the likeliest tokens are kept, and all others
             as one; null: all, in fp16.
@@ -155,15 +159,17 @@ def pareto_merging_on_data(
         check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=device_of(device),
-        folder=folder, say=say, held_out=patience > 0, teacher_top=teacher_top, task_vectors=on is None,
+        folder=folder, say=say, held_out=patience > 0, teacher_top=teacher_top, task_vectors=on is None, thin=ties is None,
+        checkpointing=checkpointing,
     )  # fmt: skip
     weights: Mapping[str, nn.Parameter] = problem.models.weights
     if on is None:
         vectors = problem.task_vectors
         if ties is not None:
-            vectors = trimmed_and_elected(experts, vectors, ties)
-        stored = torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
-        vectors = {name: vectors.pop(name).to(stored) for name in list(vectors)}  # one tensor at a time is there twice
+            vectors = {**trimmed_and_elected(experts, {n: v for n, v in vectors.items() if isinstance(v, Tensor)}, ties)}
+        if store_task_vectors == "bfloat16":
+            for name, v in vectors.items():  # one tensor at a time is there twice
+                vectors[name] = v.to(torch.bfloat16) if isinstance(v, Tensor) else v
         learned = Learned(problem.base, vectors, low_rank, task_wise=coefficients == "task")
         problem.task_vectors = {}
         learned.view("lambda").fill_(lam)
@@ -208,6 +214,7 @@ def adamerging(
     seed: int = 0,
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
+    checkpointing: bool = False,
     store_task_vectors: Literal["float32", "bfloat16"] = "float32",
     teacher_top: int | None = 64,
     device: str = "auto",
@@ -233,6 +240,7 @@ def adamerging(
         seed: of everything random.
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
+        checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
         store_task_vectors: bfloat16 halves the memory of the task vectors.
         teacher_top: as in ``pareto_merging_on_data``.
         device: where to fit.
@@ -266,16 +274,20 @@ def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> L
     """The fitted set: θ₀ + Σ λ_k v_k as its base, the low-rank part centred."""
     lambdas = learned.view("lambda")
     merged: dict[str, Tensor] = {}
-    for name, v in learned.task_vectors.items():
-        start = learned.base[name]
-        theta = torch.addmv(start.flatten(), v.T.to(start.dtype), lambdas[learned.coefficients.row[name]]).view_as(start)
-        merged[name] = theta.cpu().to(experts.infos[name].dtype)
+    if experts.factored and all(isinstance(v, Thin) for v in learned.task_vectors.values()):
+        rows = {name: lambdas[row].tolist() for name, row in learned.coefficients.row.items()}
+        arithmetic: Weights = sum_of_adapters(experts, rows.__getitem__)
+    else:
+        for name, v in learned.task_vectors.items():
+            theta = add(learned.base[name], v, lambdas[learned.coefficients.row[name]])
+            merged[name] = theta.cpu().to(experts.infos[name].dtype)
 
-    def read(name: str) -> Tensor:
-        name = experts.aliases.get(name, name)
-        return merged[name] if name in merged else experts.base[name].to(experts.infos[name].dtype)
+        def read(name: str) -> Tensor:
+            name = experts.aliases.get(name, name)
+            return merged[name] if name in merged else experts.base[name].to(experts.infos[name].dtype)
 
-    base, factors = folded(Weights(experts.infos, read), learned.factors())
+        arithmetic = Weights(experts.infos, read)
+    base, factors = folded(arithmetic, learned.factors())
     return LowRank(
         experts.tasks, base, factors, {**options, "lambda": [[round(x, 6) for x in row] for row in lambdas.tolist()]}
     )

@@ -27,6 +27,7 @@ from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.shared_models import SharedModels, own_tensors
+from paretomerge.weights.vectors import Thin, Vectors, varies
 
 _HELD_OUT = 256
 """Held-out inputs a task that early stopping looks at."""
@@ -87,8 +88,9 @@ class Problem:
     def __init__(
         self, experts: Experts, tasks: Mapping[str, Task], objective: str, *, batch: int, micro_batch: int | None,
         precision: str, device: torch.device, folder: Path | None, say: Callable[[str], None], held_out: bool,
-        teacher_top: int | None = 64, task_vectors: bool = True,
+        teacher_top: int | None = 64, task_vectors: bool = True, thin: bool = True, checkpointing: bool = False,
     ) -> None:  # fmt: skip
+        """``thin``: task vectors of LoRA experts as their factors; ``checkpointing``: of activations."""
         if batch < 1 or (micro_batch is not None and micro_batch < 1):
             raise UserError("batch and micro_batch must be at least 1")
         if teacher_top is not None and teacher_top < 1:
@@ -103,17 +105,16 @@ class Problem:
         self.models = SharedModels(experts, heads_of(experts), experts.merged, device)
         gc.collect()  # reference cycles hold the weights that loading made and sharing replaced: up to K models
         self.base: dict[str, Tensor] = {}
-        self.task_vectors: dict[str, Tensor] = {}
+        if checkpointing:
+            self.models.checkpoint_activations()
+        self.task_vectors: dict[str, Vectors] = {}
         if task_vectors:
             # read again and not cloned: an fp32 file on a processor stays mapped, and takes no memory of its own
             self.base = {name: experts.base[name].to(device, torch.float32) for name in self.models.weights}
-            self.task_vectors = {
-                name: experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)
-                for name in experts.merged
-            }
+            self.task_vectors = {name: task_vectors_of(experts, name, device, thin=thin) for name in experts.merged}
         self.experts = [_Expert(tasks[name], self.models.models[name], *sources[name]) for name in experts.tasks]
         if task_vectors:
-            self._freeze_text_heads({name for name, v in self.task_vectors.items() if v.any()})
+            self._freeze_text_heads({name for name, v in self.task_vectors.items() if varies(v)})
         self._first: dict[int, list[float]] = {}
         self._warned: set[int] = set()
         if objective in ("distill", "features"):
@@ -293,6 +294,16 @@ class Problem:
                 key=partial(teachers.key_of, expert.model, inputs, size, facts, head),
                 say=lambda line: self.say(f"{expert.task.name}: {line}"),
             )  # fmt: skip
+
+
+def task_vectors_of(experts: Experts, name: str, device: torch.device, *, thin: bool = True) -> Vectors:
+    """The K task vectors of a tensor in fp32: with ``thin`` as products, where all experts that change it hold them so."""
+    if thin and (pairs := experts.pairs(name)) is not None:
+        found = Thin.of(pairs)
+        if not (found.left.isfinite().all() and found.right.isfinite().all()):
+            raise experts.not_finite(name)
+        return found.to(device, torch.float32)
+    return experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)
 
 
 def sources_of(

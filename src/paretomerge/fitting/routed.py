@@ -21,6 +21,7 @@ from paretomerge.sets.modules import choose_modules
 from paretomerge.sets.routed import Routed
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.live import device_of
+from paretomerge.weights.vectors import add
 
 PAPER: dict[str, Any] = {
     "modules": "mlp", "objective": "cross-entropy", "batch": 16, "steps": 4000, "lr": 1e-2, "schedule": "cosine", "alpha": 1.0,
@@ -53,6 +54,7 @@ def pwe_moe(
     seed: int = 0,
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
+    checkpointing: bool = False,
     device: str = "auto",
     folder: Path | None = None,
     resume: bool = False,
@@ -70,7 +72,8 @@ def pwe_moe(
             and embeddings, too: what the paper's Attn+MLP comes to, by the 65 routers of its table 8), or globs of modules.
         objective: ``"distill"`` and others without labels, or ``"cross-entropy"``: the paper's.
         scale: λ; None: the paper's, 0.3, and 0.6 for two tasks.
-        store_task_vectors: their dtype on disk (``"base"``: that of the base's tensors); bfloat16 halves memory, too.
+        store_task_vectors: their dtype on disk (``"base"``: that of the base's tensors); bfloat16 halves memory, too. The
+            factors of LoRA experts stay as they are, in fp32.
         steps: number of steps.
         batch: inputs per task and step.
         micro_batch: inputs at a time; None: all of a batch.
@@ -87,6 +90,7 @@ def pwe_moe(
         seed: of everything random.
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
+        checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
         folder: of the run.
         resume: go on where the run in ``folder`` stopped.
@@ -115,13 +119,13 @@ def pwe_moe(
         check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
-        held_out=patience > 0,
+        held_out=patience > 0, checkpointing=checkpointing,
     )  # fmt: skip
     weights = problem.models.weights
     upscaled = {name for members in chosen.values() for name in members}
     rest: dict[str, Tensor] = {}
     for name in weights.keys() - upscaled:  # constant: written once, and nothing is asked of its gradient
-        rest[name] = problem.base[name] + lam * problem.task_vectors.pop(name).sum(0).view_as(problem.base[name])
+        rest[name] = add(problem.base[name], problem.task_vectors.pop(name), torch.full((n_tasks,), lam, device=on))
         weights[name].requires_grad_(False).copy_(rest[name])
     dtype = None if store_task_vectors == "base" else torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
     kept = keep(problem.base, problem.task_vectors, experts.infos, lam, None, dtype, seed)
@@ -142,7 +146,7 @@ def pwe_moe(
         whole=micro_batch is None or micro_batch >= batch,
         report=problem.watching(report),
     )
-    base = at_equal(experts, learned, {name: tensor.cpu() for name, tensor in rest.items()})
+    base = at_equal(experts, learned, {name: tensor.cpu() for name, tensor in rest.items()}, lam)
     routers, vectors = learned.steering(experts.aliases), kept.stored.with_copies(experts.aliases)
     return Routed(experts.tasks, base, routers, vectors, {**options, "scale": lam})
 

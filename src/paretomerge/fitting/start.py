@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from paretomerge.errors import UserError
 from paretomerge.fitting.closed_form import pareto_merging
 from paretomerge.fitting.learned import Learned, Target
 from paretomerge.fitting.sampling import seed_of
-from paretomerge.sets.factors import Structure
+from paretomerge.sets.factors import Factors, Structure
 from paretomerge.sets.targets import choose_targets
 from paretomerge.weights.experts import Experts
 
@@ -48,8 +49,9 @@ def start_low_rank_(
                     part.copy_(nn.init.kaiming_uniform_(torch.empty(part.shape), a=5**0.5, generator=generator))
         return
     found = pareto_merging(experts, rank=rank, targets=targets, fuse_qkv=fuse_qkv, scale=scale, seed=seed)
+    generator = torch.Generator().manual_seed(seed_of(seed, 0, 1))
     for target in learned.targets:
-        factors, solution = learned.of(target), found.factors[target.name]
+        factors, solution = learned.of(target), _widened(found.factors[target.name], target.rank, generator)
         assert solution.g is not None
         if target.structure != "outer-1":
             factors.a.copy_(solution.a)
@@ -58,3 +60,21 @@ def start_low_rank_(
         if start == "closed-form":  # the outer products hold the same term: A_k = A G_k, or B_k = G_k B
             of_tasks = {"tensor": solution.g, "outer-1": solution.a @ solution.g, "outer-2": solution.g @ solution.b}
             factors.varying.copy_(of_tasks[target.structure])
+
+
+def _widened(solution: Factors, rank: int, generator: torch.Generator) -> Factors:
+    """The same term with A and B of ``rank``: of LoRA experts the closed form needs no more than all their ranks together.
+
+    What is added to A and B is orthonormal to them, so that a fit can move the cores there, which are zero.
+    """
+    assert solution.g is not None
+    if solution.rank == rank:
+        return solution
+    g = solution.g.new_zeros(len(solution.g), rank, rank)
+    g[:, : solution.rank, : solution.rank] = solution.g
+
+    def completed(a: Tensor) -> Tensor:
+        more = torch.randn(a.shape[0], rank - a.shape[1], generator=generator).to(a)
+        return torch.cat([a, torch.linalg.qr(torch.cat([a, more], 1))[0][:, a.shape[1] :]], 1)
+
+    return replace(solution, a=completed(solution.a), g=g, b=completed(solution.b.T).T)

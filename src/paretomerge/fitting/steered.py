@@ -19,11 +19,14 @@ from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
+from paretomerge.merges.linear import sum_of_adapters
 from paretomerge.sets.steered import Steered
 from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
+from paretomerge.weights.adapted import Pair
 from paretomerge.weights.experts import Experts, matrix_shape
 from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.live import device_of
+from paretomerge.weights.vectors import Thin, Vectors
 
 
 def steered(
@@ -54,6 +57,7 @@ def steered(
     seed: int = 0,
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
+    checkpointing: bool = False,
     device: str = "auto",
     folder: Path | None = None,
     resume: bool = False,
@@ -73,7 +77,8 @@ def steered(
         fuse_qkv: one low-rank term for q, k and v of a block together.
         rank: r of the low-rank term; 0: none.
         scale: λ of the soup at the start; None: 1/K, Rewarded Soups.
-        store_task_vectors: their dtype on disk (``"base"``: that of the base's tensors); bfloat16 halves memory, too.
+        store_task_vectors: their dtype on disk (``"base"``: that of the base's tensors); bfloat16 halves memory, too. The
+            factors of LoRA experts stay as they are, in fp32.
         task_vector_rank: R: keep each v_k of a matrix as a product of rank R, where that is smaller; None: whole. What is lost
             of Σ_k v_k goes into the base, times λ.
         steps: number of steps.
@@ -93,6 +98,7 @@ def steered(
         seed: of everything random.
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
+        checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
         folder: of the run.
         resume: go on where the run in ``folder`` stopped.
@@ -123,7 +129,7 @@ def steered(
         check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
-        held_out=patience > 0,
+        held_out=patience > 0, checkpointing=checkpointing, thin=task_vector_rank is None,
     )  # fmt: skip
     dtype = None if store_task_vectors == "base" else torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
     kept = keep(problem.base, problem.task_vectors, experts.infos, lam, task_vector_rank, dtype, seed)
@@ -159,7 +165,7 @@ class Kept(NamedTuple):
 
     base: dict[str, Tensor]
     """θ₀ + λ Σ_k (v_k − v̂_k): task arithmetic stays what it is."""
-    vectors: dict[str, Tensor]
+    vectors: dict[str, Vectors]
     stored: TaskVectors
     error: float
     """‖v − v̂‖ / ‖v‖ over all tensors and tasks."""
@@ -168,50 +174,66 @@ class Kept(NamedTuple):
 
 
 def keep(
-    base: Mapping[str, Tensor], vectors: Mapping[str, Tensor], infos: Mapping[str, TensorInfo], scale: float,
+    base: Mapping[str, Tensor], vectors: Mapping[str, Vectors], infos: Mapping[str, TensorInfo], scale: float,
     rank: int | None, dtype: torch.dtype | None, seed: int,
 ) -> Kept:  # fmt: skip
     """Task vectors in the precision and at the rank in which they are kept.
 
     Args:
         base: name -> θ₀, fp32.
-        vectors: name -> (K, numel), fp32.
+        vectors: name -> (K, numel), fp32, or thin products, which are kept exactly.
         infos: of these tensors.
         scale: λ.
         rank: R of each matrix that gets smaller by it; None: all are kept whole.
         dtype: of what is stored; None: that of each tensor in ``infos``.
         seed: of the randomised decomposition.
     """
-    shifted, kept, whole, left, right = dict(base), {}, {}, {}, {}
+    shifted = dict(base)
+    kept: dict[str, Vectors] = {}
+    whole: dict[str, Tensor] = {}
+    left: dict[str, Tensor] = {}
+    right: dict[str, Tensor] = {}
     lost = total = 0.0
     worst = ("", 0.0)
     for number, (name, v) in enumerate(vectors.items()):
+        if isinstance(v, Thin):
+            kept[name] = v
+            left[name], right[name] = (part.cpu() for part in v.stacked())
+            continue
         as_stored = dtype or infos[name].dtype
         m, n = matrix_shape(infos[name].shape)
         if rank is not None and 0 < rank * (m + n) < m * n:
             generator = torch.Generator().manual_seed(seed_of(seed, number, 4))
             factors = [part.to(as_stored) for part in truncated_svd(v.view(len(v), m, n), rank, generator)]
             left[name], right[name] = (part.cpu().contiguous() for part in factors)
-            kept[name] = (factors[0].to(v) @ factors[1].to(v)).view_as(v)
+            near = (factors[0].to(v) @ factors[1].to(v)).view_as(v)
         else:
-            kept[name] = v.to(as_stored)
-            whole[name] = kept[name].cpu().view(len(v), *infos[name].shape)
+            near = v.to(as_stored)
+            whole[name] = near.cpu().view(len(v), *infos[name].shape)
         before, gone = float(torch.linalg.vector_norm(v)), 0.0
-        if kept[name].dtype != v.dtype or name in left:
-            gap = v - kept[name].to(v)
+        if near.dtype != v.dtype or name in left:
+            gap = v - near.to(v)
             gone = float(torch.linalg.vector_norm(gap))
             shifted[name] = base[name] + scale * gap.sum(0).view_as(base[name])
         lost, total = lost + gone**2, total + before**2
         worst = max(worst, (name, gone / before if before else 0.0), key=lambda pair: pair[1])
         # the loop multiplies in fp32 or bf16, whatever is stored
-        kept[name] = kept[name].to(torch.bfloat16 if as_stored.itemsize < 4 else v.dtype)
+        kept[name] = near.to(torch.bfloat16 if as_stored.itemsize < 4 else v.dtype)
     stored = TaskVectors(Weights.of(whole), Weights.of(left), Weights.of(right))
     return Kept(shifted, kept, stored, (lost / total) ** 0.5 if total else 0.0, worst)
 
 
-def at_equal(experts: Experts, learned: Learned, rest: Mapping[str, Tensor] | None = None) -> Weights:
-    """The model at equal preference: what was learned, ``rest`` where it was not, and the base's tensors."""
+def at_equal(experts: Experts, learned: Learned, rest: Mapping[str, Tensor] | None = None, scale: float = 0.0) -> Weights:
+    """The model at equal preference: what was learned, ``rest`` where it was not, and the base's tensors.
+
+    Of LoRA experts it stays a sum of products; then ``scale`` is λ of the tensors that are not learned.
+    """
     equal = torch.tensor(preferences.equal(len(experts)), dtype=torch.float64)
+    if experts.factored and all(isinstance(v, Thin) for v in learned.task_vectors.values()):
+        c, low_rank = learned.coefficients.at(equal).cpu(), learned.low_rank(equal)
+        w = {name: c[row].tolist() for name, row in learned.coefficients.row.items()}
+        found = sum_of_adapters(experts, lambda name: w.get(name, [scale] * len(experts)))
+        return found.plus(low_rank, lambda name: Pair(*(factor.cpu().clone() for factor in low_rank[name])))
     merged = {name: tensor.to(experts.infos[name].dtype) for name, tensor in {**(rest or {}), **learned.built(equal)}.items()}
 
     def read(name: str) -> Tensor:

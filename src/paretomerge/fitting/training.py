@@ -90,6 +90,7 @@ def training(
     seed: int = 0,
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
+    checkpointing: bool = False,
     device: str = "auto",
     folder: Path | None = None,
     resume: bool = False,
@@ -115,6 +116,7 @@ def training(
         seed: of everything random.
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
+        checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
         device: where to train.
         folder: of the run.
         resume: go on where the run in ``folder`` stopped.
@@ -144,7 +146,7 @@ def training(
         check_resumable(folder, settings, facts)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=device_of(device),
-        folder=folder, say=say, held_out=False,
+        folder=folder, say=say, held_out=False, checkpointing=checkpointing,
     )  # fmt: skip
     problem.task_vectors = {}
     dense = Dense(problem.base, len(experts))

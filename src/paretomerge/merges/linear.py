@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -55,15 +55,18 @@ def task_arithmetic(experts: Experts, *, scale: PerTask = 0.3) -> Weights:
     return by_rows(experts, lambda name: lambda base, v: weighted_sum(v, lambdas).add_(base))
 
 
-def sum_of_adapters(experts: Experts, w: Sequence[float]) -> Adapted:
-    """θ₀ + Σ_k w_k L_k R_k of experts that are all LoRA adapters: no task vector becomes a matrix."""
+def sum_of_adapters(experts: Experts, w: Sequence[float] | Callable[[str], Sequence[float]]) -> Adapted:
+    """θ₀ + Σ_k w_k L_k R_k of experts that are all LoRA adapters: no task vector becomes a matrix.
+
+    ``w``: K numbers, or a function that gives those of a tensor.
+    """
 
     def pair(name: str) -> Pair:
         found = experts.pairs(name)
         assert found is not None
         if not all(torch.isfinite(factor).all() for pair in found for factor in pair):
             raise experts.not_finite(name)
-        return concatenated(found, w)
+        return concatenated(found, w(name) if callable(w) else w)
 
     return Adapted(experts.base, dict(experts.infos), experts.merged, pair, experts.not_finite)
 

@@ -52,6 +52,9 @@ class LowRank(ParetoSet):
         left, right = wide.pair(to - (self.equal if since is None else since))
         return left[rows].float(), right.float()
 
+    def pair(self, name: str, gamma: Tensor) -> Pair:
+        return Pair(*self.low_rank(name, gamma))
+
     def shift_(self, name: str, tensor: Tensor, to: Tensor, since: Tensor) -> Tensor:
         left, right = (factor.to(tensor.device, tensor.dtype) for factor in self.low_rank(name, to, since))
         return tensor.addmm_(left, right)

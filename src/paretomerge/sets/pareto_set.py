@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paretomerge import preferences
+from paretomerge.weights.adapted import Pair
 from paretomerge.weights.lazy import Weights
 
 Preference = str | Mapping[str, float] | Sequence[float]
@@ -39,6 +40,10 @@ class ParetoSet(ABC):
     @abstractmethod
     def shift_(self, name: str, tensor: Tensor, to: Tensor, since: Tensor) -> Tensor:
         """Add θ(to) − θ(since) of tensor ``name`` to ``tensor``, in place; preferences are (K,) in fp64."""
+
+    def pair(self, name: str, gamma: Tensor) -> Pair | None:
+        """θ(γ) − θ(1/K, …, 1/K) of a matrix that varies, as a thin product in fp32; None: it has full rank."""
+        return None
 
     def on_head(self, task: str, head: Weights, preference: Preference) -> Weights:
         """A task's own tensors as they are at a preference: a set may move them, too."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from paretomerge.sets.coefficients import Coefficients
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.sets.task_vectors import TaskVectors
+from paretomerge.weights.adapted import Pair
 from paretomerge.weights.lazy import Weights
 
 
@@ -42,6 +43,9 @@ class Routed(ParetoSet):
 
     def shift_(self, name: str, tensor: Tensor, to: Tensor, since: Tensor) -> Tensor:
         return self.task_vectors.add_(name, tensor, self.coefficients.of(name, to, since))
+
+    def pair(self, name: str, gamma: Tensor) -> Pair | None:
+        return self.task_vectors.pair(name, self.coefficients.of(name, gamma, self.equal))
 
     def stored(self) -> tuple[Weights, dict[str, Any]]:
         routers, modules = self.coefficients.stored()

@@ -12,6 +12,7 @@ from paretomerge.sets.factors import Factors
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.sets.task_vectors import TaskVectors
+from paretomerge.weights.adapted import Pair, concatenated
 from paretomerge.weights.lazy import Weights
 
 _LOW_RANK = "low_rank."
@@ -49,6 +50,13 @@ class Steered(ParetoSet):
         if name in self.coefficients.row:
             self.task_vectors.add_(name, tensor, self.coefficients.of(name, to, since))
         return self.low_rank.shift_(name, tensor, to, since) if name in self.low_rank.varying else tensor
+
+    def pair(self, name: str, gamma: Tensor) -> Pair | None:
+        own = self.low_rank.pair(name, gamma) if name in self.low_rank.varying else None
+        if name not in self.coefficients.row:
+            return own
+        steered = self.task_vectors.pair(name, self.coefficients.of(name, gamma, self.equal))
+        return concatenated([steered, own]) if steered and own else steered
 
     def stored(self) -> tuple[Weights, dict[str, Any]]:
         stored = self.task_vectors.stored()

@@ -1,6 +1,7 @@
 """The K task vectors that a set keeps: whole, or each matrix as the product of two thin ones.
 
-v_k ≈ L_k R_k,   L_k (m, R), R_k (R, n)      its truncated singular value decomposition, √S on either side
+v_k ≈ L_k R_k,   L_k (m, R), R_k (R, n)      its truncated singular value decomposition, √S on either side;
+                                             of LoRA experts their own factors, exactly
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from paretomerge.weights.adapted import Pair
 from paretomerge.weights.experts import matrix_shape
 from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.vectors import Thin, add
 
 _WHOLE, _LEFT, _RIGHT = "task_vectors.", "task_vectors_left.", "task_vectors_right."
 _OVERSAMPLING = 8
@@ -36,14 +39,17 @@ class TaskVectors:
                 if c:
                     tensor.add_(v.to(tensor.device, tensor.dtype), alpha=c)
             return tensor
-        left, right = self.left[name].to(tensor), self.right[name].to(tensor)  # [c_1 L_1 … c_K L_K] [R_1; …; R_K]
-        wide = (left * coefficients.to(tensor).view(-1, 1, 1)).transpose(0, 1).flatten(1)
-        shape = matrix_shape(tensor.shape)
+        thin = Thin.of_stacked(self.left[name].to(tensor), self.right[name].to(tensor))
         if tensor.is_contiguous():
-            tensor.view(shape).addmm_(wide, right.flatten(0, 1))
-        else:
-            tensor.add_((wide @ right.flatten(0, 1)).view_as(tensor))
-        return tensor
+            return add(tensor, thin, coefficients, tensor)
+        return tensor.copy_(add(tensor, thin, coefficients))
+
+    def pair(self, name: str, coefficients: Tensor) -> Pair | None:
+        """Σ_k c_k v_k as a thin product in fp32; None: it is kept whole."""
+        if name not in self.left:
+            return None
+        thin = Thin.of_stacked(self.left[name].float(), self.right[name].float())
+        return Pair(thin.weighted(coefficients), thin.right)
 
     def with_copies(self, aliases: Mapping[str, str]) -> TaskVectors:
         """The same, with second copies of tied tensors (copy -> first) that move along."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from paretomerge.errors import UserError
 from paretomerge.weights.architecture import live_names
@@ -66,12 +68,37 @@ class SharedModels:
             if head is None:
                 shared_body = built
 
+    def checkpoint_activations(self) -> None:
+        """Let every layer keep its inputs only, and run again in the backward pass (Chen et al. 2016).
+
+        transformers' own switch acts in training mode alone, which would turn on dropout, too; its layers are taken instead.
+
+        Raises:
+            UserError: a model without such layers.
+        """
+        from transformers import PretrainedConfig
+        from transformers.modeling_layers import GradientCheckpointingLayer
+
+        for model in {id(model): model for model in self.models.values()}.values():
+            layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+            if not layers:
+                raise UserError(f"checkpointing: {type(model).__name__} has no layers that can run again: leave it out")
+            for layer in layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+            for config in (getattr(module, "config", None) for module in model.modules()):
+                if isinstance(config, PretrainedConfig):
+                    config.use_cache = False  # keys and values of the first run would meet those of the second
+
     @torch.no_grad()
     def become_(self, experts: Experts, k: int) -> None:
-        """Write θ_k into the shared weights, slice by slice; of the experts only the k-th is read."""
+        """Write θ_k into the shared weights, slice by slice or by its LoRA factors; of the experts only the k-th is read."""
         alone = replace(experts, experts=(experts.experts[k],))
         for name, weight in self.weights.items():
             theta = torch.atleast_1d(weight.detach())
+            if (pairs := alone.pairs(name)) is not None:
+                base = experts.base[name].to(theta.device, experts.wide(name))
+                theta.copy_(torch.addmm(base, *(factor.to(base) for factor in pairs[0])))
+                continue
             for rows, base, v in alone.chunks(name):
                 theta[rows] = v[0].add_(base).view_as(theta[rows]).to(theta)
 
