@@ -73,8 +73,13 @@ def check(
     heads: Heads = None,
     as_json: Json = False,
 ) -> None:
-    """Say what would be merged and what does not fit, from file headers only; exit 2 if something does not."""
+    """Say what would be merged, what does not fit, and what memory it takes, from headers only; exit 2 if something does not.
+
+    Activations of a fit on data come on top of the estimates.
+    """
     plan = _recipe(recipe, base=base, expert=expert, vocab=vocab, missing=missing, exclude=exclude, heads=heads)
+    from paretomerge.budget import estimates
+
     experts = _inspected(plan)
     errors = [finding for finding in experts.findings if finding.level == "error"]
     entries = sum(experts.infos[name].numel for name in experts.merged)
@@ -87,6 +92,7 @@ def check(
         "model_bytes": sum(info.nbytes for info in experts.infos.values()),
         "heads": {e.task: len(e.heads) for e in experts.experts if e.heads},
         "findings": [vars(finding) for finding in experts.findings],
+        "estimates": [estimate._asdict() for estimate in estimates(experts)],
     }
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))
@@ -97,6 +103,9 @@ def check(
             f"{'ok' if not errors else f'{len(errors)} errors'}: {len(experts)} experts; {len(experts.merged)} tensors "
             f"({entries / 1e6:.1f} M parameters) are merged, {facts['copied_tensors']} copied from the base"
         )
+        for what, *each in estimates(experts):
+            memory, read, written = (f"{number / 2**30:.2f} GiB" for number in each)
+            print(f"{what}: about {memory} of memory; reads {read}, writes {written}")
     if errors:
         raise typer.Exit(2)
 
