@@ -60,6 +60,7 @@ app = typer.Typer(
 
 _STOPPED = 130
 """The exit code of a program that was interrupted (Ctrl-C)."""
+_NO_MEMORY = "not enough memory: raise the limit (ulimit -v, control group), or fit smaller batches"
 
 
 @app.command()
@@ -376,7 +377,11 @@ def main() -> None:
         sys.exit(141)
     except OSError as error:  # the system's no: permissions, a full disk
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except MemoryError:
+        _fail(_NO_MEMORY)
     except Exception as error:
+        if "can't allocate memory" in str(error) or "unable to mmap" in str(error):  # torch's way to say it
+            _fail(_NO_MEMORY)
         # a mistake in the flags: click's exception, wherever this version of typer keeps click
         if not hasattr(error, "format_message"):
             raise

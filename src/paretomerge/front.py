@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
 from weakref import WeakKeyDictionary
 
@@ -91,6 +91,9 @@ class _Facts(BaseModel):
     def _names(self) -> Self:
         for task in self.tasks:
             preferences.check_task(task)  # it becomes part of a path
+        for name in (*self.files, *(n for s in (self.sources.base, *self.sources.experts.values()) for n in s.files)):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name or not name:
+                raise ValueError(f"files: {name[:80]!r} leads out of its folder")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks) or not self.heads.keys() <= set(self.tasks):
             raise ValueError("tasks must be different, and every head must be that of a task")
         return self
@@ -459,7 +462,7 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
         facts = _Facts.model_validate(raw)
         equal, config = _equal_model(folder, facts.origin, base)
         pareto_set = SETS[facts.method].restored(facts.tasks, equal, facts.settings, tensors, facts.set)
-    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{folder / FACTS}: damaged ({_reason(error)}): fit the front again") from error
     heads = {}
     for task, head in facts.heads.items():
@@ -497,7 +500,7 @@ def versions() -> dict[str, str]:
 def _reason(error: Exception) -> str:
     """What is wrong with a damaged front, in one line."""
     if not isinstance(error, ValidationError):
-        return repr(error) if isinstance(error, LookupError) else str(error)
+        return repr(error) if isinstance(error, LookupError) else " ".join(str(error).split())
     first = error.errors()[0]
     return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
 
@@ -510,8 +513,11 @@ def hashes_of(files: Iterable[Path]) -> dict[Path, str]:
 
 
 def _sha256(file: Path) -> str:
-    facts = file.stat()
-    return _read_sha256(file, facts.st_size, facts.st_mtime_ns)
+    try:
+        facts = file.stat()
+        return _read_sha256(file, facts.st_size, facts.st_mtime_ns)
+    except OSError as error:  # vanished since it was opened
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 @cache

@@ -110,7 +110,7 @@ class ImageInputs:
 
     def _read(self, index: int) -> np.ndarray:
         """(h, w, channels) uint8."""
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
         image = self._images[index]
         mode = "L" if self._channels == 1 else "RGB"
@@ -122,7 +122,7 @@ class ImageInputs:
                 if isinstance(image, np.ndarray):
                     image = Image.fromarray(image[..., 0] if image.shape[2:] == (1,) else image)
                 image = image.convert(mode)
-        except (OSError, UnidentifiedImageError, AttributeError, TypeError) as error:
+        except Exception as error:  # whatever a damaged one makes go wrong in Pillow
             raise UserError(f"{self._images[index]}: is not an image that can be read ({error})") from error
         array = np.asarray(image)
         return array[..., None] if array.ndim == 2 else array

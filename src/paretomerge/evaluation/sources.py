@@ -6,7 +6,6 @@ import csv
 import importlib
 import json
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,6 +144,8 @@ def _json_lines(path: Path) -> dict[str, Split]:
                 row = json.loads(line) if line.strip() else None
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}: line {number} is not JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, nested too deeply
+                raise UserError(f"{path}: line {number} cannot be read ({error})") from None
             if row is not None and not isinstance(row, dict):
                 raise UserError(f"{path}: line {number} is not an object with columns")
             rows += [row] if row else []
@@ -169,8 +170,10 @@ def _arrays(path: Path) -> dict[str, Split]:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    except OSError:
+        raise
+    except Exception as error:  # whatever zipfile, zlib and numpy make of a damaged one
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split()) or type(error).__name__})") from None
     splits = {}
     for name, images in arrays.items():
         if match := re.fullmatch(r"(?:(\w+)_)?images", name):

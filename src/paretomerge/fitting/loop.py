@@ -215,15 +215,19 @@ class _Run:
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder = folder
         self.config = config
+        for name in ("config.json", "metrics.jsonl", "state.safetensors", ".state.writing"):
+            if (folder / name).is_symlink():  # what is written must not follow one out of the folder
+                raise UserError(f"{folder / name}: is a link: remove it, or name another folder (--run)")
 
     def begin(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "state.safetensors").unlink(missing_ok=True)
-        (self.folder / "metrics.jsonl").write_text("")
-        write_json(self.folder / "config.json", self.config)
+        with _written(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "state.safetensors").unlink(missing_ok=True)
+            (self.folder / "metrics.jsonl").write_text("")
+            write_json(self.folder / "config.json", self.config)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with _written(self.folder), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def save(
@@ -236,8 +240,22 @@ class _Run:
             "numbers": torch.tensor([done, waited, best], dtype=torch.float64),
         }  # fmt: skip
         temporary = self.folder / ".state.writing"
-        write_safetensors(Weights.of({name: t.detach().cpu() for name, t in tensors.items()}), temporary)
-        os.replace(temporary, self.folder / "state.safetensors")
+        with _written(self.folder):
+            try:
+                write_safetensors(Weights.of({name: t.detach().cpu() for name, t in tensors.items()}), temporary)
+                os.replace(temporary, self.folder / "state.safetensors")
+            except OSError:
+                temporary.unlink(missing_ok=True)  # the state before stays
+                raise
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """A full disk, a folder without permission: said in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder}: the run's state cannot be written ({error.strerror or error})") from error
 
 
 def check_resumable(folder: Path | None, settings: Settings, facts: Mapping[str, Any]) -> None:
@@ -268,18 +286,24 @@ def _restore(
     try:
         saved = load_file(folder / "state.safetensors")
         done, waited, best = saved["numbers"].tolist()
+        done, waited = int(done), int(waited)
         vectors = [saved[name].to(phi.detach()) for name in ("phi", "exp_avg", "exp_avg_sq", "best_phi")]
         if any(vector.shape != phi.shape for vector in vectors):
             raise ValueError("of another size")
-    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+        if done < 0 or not all(bool(vector.isfinite().all()) for vector in vectors):
+            raise ValueError("entries that are no numbers")
+    except (OSError, SafetensorError, LookupError, TypeError, RuntimeError, ValueError, ArithmeticError) as error:
         raise UserError(f"{folder / 'state.safetensors'}: damaged ({error}): start again without --resume") from error
     learned.phi.copy_(vectors[0])
-    optimizer.state[phi] = {"step": torch.tensor(done), "exp_avg": vectors[1], "exp_avg_sq": vectors[2]}
+    optimizer.state[phi] = {"step": torch.tensor(float(done)), "exp_avg": vectors[1], "exp_avg_sq": vectors[2]}
     if world()[0] == 0:
         log = folder / "metrics.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[: int(done)]
-        log.write_text("".join(lines), encoding="utf-8")
-    return int(done), best, int(waited), vectors[3]
+        with _written(folder):
+            lines = log.read_bytes().splitlines(keepends=True)[:done] if log.exists() else []
+            shorter = folder / ".metrics.writing"
+            shorter.write_bytes(b"".join(lines))
+            os.replace(shorter, log)
+    return done, best, waited, vectors[3]
 
 
 @contextmanager

@@ -112,9 +112,17 @@ def _room(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None, part: i
     """Zeros, in memory or in a file."""
     if file is None:
         return torch.zeros(shape, dtype=dtype)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    _header(file).unlink(missing_ok=True)
-    mapped = np.lib.format.open_memmap(_path(file, part), "w+", np.dtype(str(dtype).removeprefix("torch.")), shape)
+    path = _path(file, part)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _header(file).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)  # were it a link, what it points to would be written
+        mapped = np.lib.format.open_memmap(path, "w+", np.dtype(str(dtype).removeprefix("torch.")), shape)
+        with open(path, "r+b") as opened:  # a hole in a file on a full disk is the death of who fills it (SIGBUS)
+            os.posix_fallocate(opened.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path}: the experts' predictions cannot be written ({error.strerror or error})") from error
     return torch.from_numpy(mapped)
 
 

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -22,6 +23,7 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.work import Point
 
 FILE = "evaluations.jsonl"
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW  # a link could lead out of the run's folder
 _SYNC_EVERY = 0.1
 """Seconds: of evaluations that take less, a power cut may lose that much work; a killed program loses none."""
 
@@ -52,7 +54,7 @@ class Store:
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+            self._descriptor = os.open(folder / FILE, _FLAGS, 0o666)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
         try:
@@ -62,8 +64,13 @@ class Store:
             raise UserError(f"{folder}: another search is writing there: wait for it, or name another folder (--run)") from None
         except OSError:  # a file system without locks
             pass
-        if not self._read(folder / FILE):
-            self._append({"evaluator": self.key, "is": identity})
+        try:
+            if not self._read(folder / FILE):
+                self._append({"evaluator": self.key, "is": identity})
+        except BaseException:
+            os.close(self._descriptor)  # and with it the lock
+            self._descriptor = None
+            raise
         self.found = len(self.metrics)
 
     def add(self, point: Point, metrics: Mapping[str, float], seconds: float) -> None:
@@ -88,15 +95,21 @@ class Store:
             return
         # one write: a line is there whole, or torn if the disk is full or the machine stops
         text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
-        if os.write(self._descriptor, text) < len(text):
-            raise UserError("the run's folder cannot be written: the disk is full")
+        try:
+            if os.write(self._descriptor, text) < len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise UserError(f"the run's folder cannot be written ({error.strerror or error})") from error
         if time.monotonic() - self._synced > _SYNC_EVERY:
             os.fsync(self._descriptor)
             self._synced = time.monotonic()
 
     def _read(self, file: Path) -> bool:
         """Take in the lines of this evaluator; whether there are any."""
-        content = file.read_bytes()
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
         whole = content.rfind(b"\n") + 1
         if whole < len(content):  # torn by whatever ended the last run; the next line would be glued to it
             assert self._descriptor is not None
@@ -112,7 +125,7 @@ class Store:
                     point = as_point(line["c"])
                     measured = {str(task): float(value) for task, value in line["metrics"].items()}
                     self.metrics.setdefault(point, {}).update(measured)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
                 raise UserError(f"{file}: line {number} is damaged ({error}): delete that line") from error
         return known
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paretomerge.errors import UserError
-from paretomerge.weights.checkpoint import INDEX, SINGLE, read_json
+from paretomerge.weights.checkpoint import INDEX, SINGLE, read_json, unreadable
 
 _PREFIX = "base_model.model."
 _NOT_PLAIN = {
@@ -80,8 +80,8 @@ def open_adapter(path: Path) -> Adapter:
         raise UserError(f"{file}: missing; adapters pickled as .bin are not read: save it again with a current peft")
     try:
         tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{file}: not a valid safetensors file ({error}): download it again") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise unreadable(file, error) from error
 
     factors: dict[str, Factors] = {}
     replaced: dict[str, Tensor] = {}
@@ -103,7 +103,13 @@ def open_adapter(path: Path) -> Adapter:
                 raise UserError(
                     f"{file}: {key} {shapes} are no pair of matrices: merge it into a model first (merge_and_unload)"
                 )
-            scale = _scale(config, module, a.shape[0])
+            try:
+                scale = _scale(config, module, a.shape[0])
+                if not math.isfinite(scale):
+                    raise ValueError(f"{scale}")
+            except (TypeError, ValueError, AttributeError, ArithmeticError, re.error, RecursionError) as error:
+                why = f"the scaling of {module} cannot be told from r, lora_alpha and their patterns ({error})"
+                raise UserError(f"{path / 'adapter_config.json'}: {why}: download it again") from error
             # an embedding is stored (tokens, width) but adapted as (B A)ᵀ, and so is Conv1D's (in, out)
             transposed = embedding or bool(config.get("fan_in_fan_out"))
             down, up = (a.T, b.T) if transposed else (b, a)

@@ -6,6 +6,7 @@ Only headers are read until a tensor is asked for; a tensor that is asked for is
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -64,8 +65,16 @@ class Checkpoint(Weights):
                 infos[name] = TensorInfo(tuple(slice_.get_shape()), dtype)
                 self.files[name] = file
 
+        sizes = {file: os.stat(file).st_size for file in files}
+
         def read(name: str) -> Tensor:
-            return handles[self.files[name]].get_tensor(name)
+            file = self.files[name]
+            if _shrunk(file, sizes[file]):
+                raise UserError(f"{file}: has become shorter since it was opened: leave the models alone while they are read")
+            try:
+                return handles[file].get_tensor(name)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                raise unreadable(file, error) from error
 
         super().__init__(infos, read)
 
@@ -123,14 +132,25 @@ def local(path: str | Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or a line that says what is wrong with it."""
+    """A JSON object from a file, or a line that says what is wrong with it; a key that is given twice is wrong."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
+            raise ValueError("no regular file")
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object is expected, not {type(value).__name__}")
     return value
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are different: of two values of one key, readers take one or the other."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
+        raise ValueError(f"{twice[:80]!r} is given twice")
+    return found
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -166,9 +186,37 @@ def _shards(folder: Path) -> list[Path]:
 
 def _open(file: Path) -> Any:
     try:
+        if file.exists() and not file.is_file():
+            raise UserError(f"{file}: no regular file")
         return safe_open(file, framework="pt")
     except (OSError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{file}: not a valid safetensors file ({error}): download it again") from error
+        raise unreadable(file, error) from error
+
+
+def unreadable(file: Path, error: Exception) -> UserError:
+    """What a file's reader says, with the cure: a limit on memory, a pickle by another name, a damaged file."""
+    said = " ".join(str(error).split())
+    if "unable to mmap" in said or "Cannot allocate memory" in said:
+        need = f"{file.stat().st_size / 2**30:.1f} GiB of address space" if file.exists() else "address space"
+        return UserError(f"{file}: cannot be mapped into memory ({need} needed): raise the limit (ulimit -v, control group)")
+    if isinstance(error, FileNotFoundError | PermissionError):
+        return UserError(f"{file}: cannot be read ({error.strerror or said})")
+    try:
+        with open(file, "rb") as stream:
+            start = stream.read(4)
+    except OSError:
+        start = b""
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return _pickled([file], file.with_name(f"{file.stem}-converted.safetensors"))
+    return UserError(f"{file}: not a valid safetensors file ({said}): download it again")
+
+
+def _shrunk(file: Path, size: int) -> bool:
+    """Whether a mapped file ends earlier than it did: to read beyond its end is the death of the process (SIGBUS)."""
+    try:
+        return os.stat(file).st_size < size
+    except OSError:  # removed or renamed: the map keeps what was there
+        return False
 
 
 def _pickled(files: list[Path], target: Path) -> UserError:

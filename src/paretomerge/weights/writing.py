@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import secrets
@@ -20,6 +22,7 @@ from paretomerge.weights.lazy import Weights
 
 SHARD_BYTES = 5 * 10**9
 """Hugging Face's usual largest shard."""
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD; of linux/fs.h
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Progress = Callable[[str, int], None]
@@ -133,8 +136,9 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterator[Path]:
     """A folder to write into, which becomes ``target`` only when the block ends well; until then there is none.
 
-    It is written beside the target and renamed. If the process is killed, the target is absent (or the old one), and a
-    ``.NAME.writing-…`` folder is left that is safe to delete.
+    It is written beside the target and renamed; what it replaces changes places with it in the same moment. If the process
+    is killed, the target is absent (or the old one), and a ``.NAME.writing-…`` folder is left that is safe to delete. Of
+    several processes that write one target, one wins, whole.
 
     Args:
         target: the folder to make; its parent is created.
@@ -154,17 +158,19 @@ def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterato
     try:
         yield temporary
         _sync(temporary)
-        if target.exists():
-            old = target.parent / f".{target.name}.replaced-{secrets.token_hex(4)}"
-            os.rename(target, old)
-            os.rename(temporary, target)
-            shutil.rmtree(old)
+        _may_write(target, overwrite)  # another process may have been there meanwhile
+        if overwrite is not None and (target / overwrite).exists():
+            _replace(target, temporary)
         else:
-            os.rename(temporary, target)
+            os.rename(temporary, target)  # fails if there is anything but an empty folder
         _sync(target.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{target}: cannot be written ({error.strerror or error})") from error
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise UserError(f"{target}: exists already: another process has just written it") from error
+        named = error.filename if isinstance(error.filename, str) and str(temporary) not in error.filename else None
+        why = f"{named}: {error.strerror}" if named and Path(named) != target else error.strerror or str(error)
+        raise UserError(f"{target}: cannot be written ({why})") from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -190,12 +196,36 @@ def _may_write(target: Path, overwrite: str | None) -> None:
         raise UserError(f"{target}: is not a folder that paretomerge wrote (no {overwrite} in it), so it is not replaced")
 
 
+def _replace(target: Path, temporary: Path) -> None:
+    """The new folder in the old one's place, which is removed."""
+    if not _exchange(target, temporary):  # then there is a moment without either
+        old = target.parent / f".{target.name}.replaced-{secrets.token_hex(4)}"
+        os.rename(target, old)
+        os.rename(temporary, target)
+        temporary = old
+    shutil.rmtree(temporary, ignore_errors=True)  # the new one stands: nothing has gone wrong
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step: Linux' renameat2(2), which Python does not have; whether the system could."""
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        return False
+    if call(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    if (number := ctypes.get_errno()) in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):  # an old kernel, NFS, FUSE …
+        return False
+    raise OSError(number, os.strerror(number), str(one))
+
+
 def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
     if not tensor.numel():
         return
     view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
     while view:
         written = os.pwrite(descriptor, view, offset)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         view, offset = view[written:], offset + written
 
 
