@@ -168,7 +168,7 @@ def _text(path: Path) -> dict[str, Split]:
 def _arrays(path: Path) -> dict[str, Split]:
     """``images`` and ``labels``, or ``fit_images``, ``test_images``, ``test_labels`` …"""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except OSError:
         raise

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from paretomerge.errors import UserError
 from paretomerge.evaluation.inputs import Inputs
 from paretomerge.fitting.top_k import largest
 from paretomerge.weights.writing import write_json
