@@ -80,7 +80,7 @@ def open_adapter(path: Path) -> Adapter:
         raise UserError(f"{file}: missing; adapters pickled as .bin are not read: save it again with a current peft")
     try:
         tensors = load_file(file)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
         raise unreadable(file, error) from error
 
     factors: dict[str, Factors] = {}

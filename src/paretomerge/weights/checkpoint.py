@@ -73,7 +73,7 @@ class Checkpoint(Weights):
                 raise UserError(f"{file}: has become shorter since it was opened: leave the models alone while they are read")
             try:
                 return handles[file].get_tensor(name)
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
                 raise unreadable(file, error) from error
 
         super().__init__(infos, read)
@@ -189,14 +189,14 @@ def _open(file: Path) -> Any:
         if file.exists() and not file.is_file():
             raise UserError(f"{file}: no regular file")
         return safe_open(file, framework="pt")
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
         raise unreadable(file, error) from error
 
 
 def unreadable(file: Path, error: Exception) -> UserError:
     """What a file's reader says, with the cure: a limit on memory, a pickle by another name, a damaged file."""
     said = " ".join(str(error).split())
-    if "unable to mmap" in said or "Cannot allocate memory" in said:
+    if isinstance(error, MemoryError) or "unable to mmap" in said or "Cannot allocate memory" in said:
         need = f"{file.stat().st_size / 2**30:.1f} GiB of address space" if file.exists() else "address space"
         return UserError(f"{file}: cannot be mapped into memory ({need} needed): raise the limit (ulimit -v, control group)")
     if isinstance(error, FileNotFoundError | PermissionError):
