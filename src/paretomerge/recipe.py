@@ -41,7 +41,7 @@ def parse_size(size: str | int) -> int:
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i)?)?B?", str(size).strip(), re.IGNORECASE)
     power = "KMGT".index(match[2].upper()) + 1 if match and match[2] else 0
-    size_in_bytes = int(float(match[1]) * (1024 if match[3] else 1000) ** power) if match else 0
+    size_in_bytes = int(min(float(match[1]) * (1024 if match[3] else 1000) ** power, 2.0**62)) if match else 0
     if not size_in_bytes:
         raise UserError(f"{shown(size)} is not a size: write 5GB, for instance")
     return size_in_bytes

@@ -13,18 +13,26 @@ import yaml
 from paretomerge.errors import UserError
 
 _ANCHOR = "text that begins with * or & must be quoted (anchors are not read)"
+_DEEPEST = 50
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader without anchors, repeated keys, keys that are not text, and YAML 1.1's scalars."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012
+    depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event = self.peek_event()
         if event.anchor is not None:
             raise yaml.composer.ComposerError(None, None, _ANCHOR, event.start_mark)
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > _DEEPEST:  # PyYAML's time grows with the square of it
+            raise yaml.composer.ComposerError(None, None, "nested too deeply", event.start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         mapping: dict[Any, Any] = {}

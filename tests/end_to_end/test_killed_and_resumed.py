@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 from commands import contents
@@ -93,14 +94,24 @@ def options(*pairs):
     return [word for pair in pairs for word in ("--option", pair)]
 
 
+def labelled(family, here):
+    """A search chooses by labels."""
+    for task, path in family.data.items():
+        arrays = dict(np.load(path))
+        classes = int(arrays["test_labels"].max()) + 1
+        np.savez(here / f"{task}.npz", **arrays, fit_labels=np.arange(len(arrays["fit_images"])) % classes)
+    return [word for task in family.data for word in ("--data", f"{task}={here / task}.npz")]
+
+
 def job_of(name, family, here):
     bare = family.flags(data="")
+    data = labelled(family, here) if name == "search" else []
     words = {
         "merge": [*TIES, *bare],
         "overwrite": [*TIES, *bare],
         "closed form": ["fit", *bare, *options("rank=2"), "--shard-size", "20KB", "-q"],
         "on data": ["fit", *family.flags(), *options("steps=24", "rank=2", "batch=4", "checkpoint_every=3"), "-q"],
-        "search": ["fit", *family.flags(), "-m", "direct-search", *options("evaluations=10"), "-q"],
+        "search": ["fit", *bare, *data, "-m", "direct-search", *options("evaluations=10"), "-q"],
         "pick": ["pick", f"{here / 'front'}", "-p", "a=0.7,b=0.3", "--head", "a", "--shard-size", "20KB", "-q"],
     }[name]
     other = ["merge", "--method", "average", *bare, "-q"] if name == "overwrite" else None
