@@ -1,6 +1,6 @@
 """Pages that are written from the code: tables of methods and options, and the recipe's keys.
 
-In a page, ``{{ methods }}``, ``{{ options NAME }}`` and ``{{ recipe }}`` stand for them.
+In a page, ``{{ methods }}``, ``{{ options NAME }}``, ``{{ evaluators }}`` and ``{{ recipe }}`` stand for them.
 """
 
 import re
@@ -11,9 +11,7 @@ _PLACE = re.compile(r"^\{\{ (\w+)(?: ([\w-]+))? \}\}$", re.MULTILINE)
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """mkdocs' hook: the page's text, filled in."""
-    return _PLACE.sub(
-        lambda found: {"methods": methods, "options": options, "recipe": recipe}[found[1]](*found.groups()[1:]), markdown
-    )
+    return _PLACE.sub(lambda found: _WRITERS[found[1]](found[2]), markdown)
 
 
 def methods(_: str | None) -> str:
@@ -35,13 +33,25 @@ def options(name: str | None) -> str:
         parts.append(
             f"`paretomerge {row['command']}`, method `{row['name']}`. Needs: {row['needs']}. Stores: {row['stores']}.\n"
         )
-        parts.append("| option | default | kind | meaning |\n|---|---|---|---|")
-        parts += [
-            f"| `{key}` | {_cell(str(facts['default']))} | {_cell(facts['kind'])} | {_cell(facts['meaning'])} |"
-            for key, facts in row["options"].items()
-        ]
+        parts += [_table(row["options"])]
         parts.append("")
     return "\n".join(parts)
+
+
+def evaluators(_: str | None) -> str:
+    """The options of whatever measures a search's models."""
+    from paretomerge.methods import evaluator_options
+
+    return "\n\n".join(f"With {_cell(what)}:\n\n{_table(options)}" for what, options in evaluator_options().items())
+
+
+def _table(options: dict[str, Any]) -> str:
+    rows = ["| option | default | kind | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{key}` | {_cell(str(facts['default']))} | {_cell(facts['kind'])} | {_cell(facts['meaning'])} |"
+        for key, facts in options.items()
+    ]
+    return "\n".join(rows)
 
 
 def recipe(_: str | None) -> str:
@@ -85,3 +95,6 @@ def _first(doc: str | None) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+_WRITERS = {"methods": methods, "options": options, "evaluators": evaluators, "recipe": recipe}

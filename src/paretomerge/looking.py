@@ -246,10 +246,13 @@ def methods(
         for key in ("needs", "stores", "paper"):
             table.add_row(key, row[key])
         console.print(table)
-        table = Table.grid(padding=(0, 2))
-        for option, facts in row["options"].items():
-            table.add_row(f"  {option}", str(facts["default"]), facts["meaning"])
-        console.print(table)
+        for heading, options in {"": row["options"], **row.get("evaluators", {})}.items():
+            if heading:
+                console.print(f"and with {heading}")
+            table = Table.grid(padding=(0, 2))
+            for option, facts in options.items():
+                table.add_row(f"  {option}", str(facts["default"]), facts["meaning"])
+            console.print(table)
         console.print()
 
 

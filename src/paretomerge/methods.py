@@ -51,12 +51,25 @@ def describe_methods(only: str | None = None) -> list[dict[str, Any]]:
     return [_described(command, name, f) for command, name, f in listed if only in (None, name)]
 
 
+def evaluator_options() -> dict[str, dict[str, dict[str, Any]]]:
+    """Options that a fit by evaluations hands on: what measures -> option -> default, kind, meaning."""
+    from paretomerge.search.judges import JUDGES
+
+    return {(inspect.getdoc(judge) or "").split(":")[0]: _options(judge) for judge in JUDGES.values()}
+
+
 def _described(command: str, name: str, function: Callable[..., object]) -> dict[str, Any]:
-    hints = get_type_hints(function)
     doc = inspect.getdoc(function) or ""
-    meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", doc, re.MULTILINE))
     fields = dict(re.findall(rf"^({'|'.join(_FIELDS)}): (.*(?:\n {{4}}.*)*)", doc, re.MULTILINE))
-    options = {
+    facts = {field.lower(): " ".join(fields.get(field, "").split()).removesuffix(".") for field in _FIELDS}
+    row = {"name": name, "command": command, "summary": doc.split("\n")[0], **facts, "options": _options(function)}
+    return row | ({"evaluators": evaluator_options()} if command == "fit by evaluations" else {})
+
+
+def _options(function: Callable[..., object]) -> dict[str, dict[str, Any]]:
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(function) or "", re.MULTILINE))
+    return {
         option: {
             "default": parameter.default,
             "kind": kind_of(hints[option]),
@@ -64,5 +77,3 @@ def _described(command: str, name: str, function: Callable[..., object]) -> dict
         }
         for option, parameter in parameters_of(function)
     }
-    facts = {field.lower(): " ".join(fields.get(field, "").split()).removesuffix(".") for field in _FIELDS}
-    return {"name": name, "command": command, "summary": doc.split("\n")[0], **facts, "options": options}

@@ -113,7 +113,7 @@ def for_search(tasks: Mapping[str, Task], names: Sequence[str], say: Callable[[s
 
 @dataclass(frozen=True)
 class ByFunction:
-    """A Python function of a merged model.
+    """evaluator=FUNCTION, in Python: it gets a merged model.
 
     Args:
         function: takes what ``gets`` says, and ``tasks``, a list of those that are wanted, if it has such a parameter; gives
