@@ -1,6 +1,7 @@
 """``paretomerge fit --method map …``: from evaluations to a front, killed and gone on, by tasks, functions and commands."""
 
 import json
+import os
 import random
 import shlex
 import signal
@@ -21,8 +22,8 @@ from paretomerge.weights.checkpoint import open_checkpoint
 from task_data import REVIEWS, WORDS, companions, write_csv
 
 SCRIPT = """
-import array, json, pathlib, struct, sys, time  # and no library that takes its time to load
-model, log, slow = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(sys.argv[3])
+import array, json, os, pathlib, struct, sys, time  # and no library that takes its time to load
+model, log, slow = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), float(os.environ.get("SLOW", 0))
 content = (model / "model.safetensors").read_bytes()
 size = struct.unpack("<Q", content[:8])[0]
 start, end = json.loads(content[8 : 8 + size])["transformer.h.0.attn.c_attn.bias"]["data_offsets"]
@@ -55,9 +56,9 @@ def flags(folder, data=""):
     return words + [word for task in data for word in ("--data", f"{task}={folder / task}.txt")]
 
 
-def command(folder, log, slow=0.0):
+def command(folder, log):
     words = [sys.executable, "-S", folder / "score.py"]
-    return f"{' '.join(shlex.quote(str(word)) for word in words)} {{model}} {shlex.quote(str(log))} {slow}"
+    return f"{' '.join(shlex.quote(str(word)) for word in words)} {{model}} {shlex.quote(str(log))}"
 
 
 def asked(log):
@@ -111,11 +112,11 @@ def same_point(front, one, other):
 
 def test_a_killed_search_goes_on_where_it_was(cli, gpt2):
     log = cli.here / "log"
-    words = ["fit", *flags(gpt2), "-m", "map", "--evaluator", command(gpt2, log, 0.15), *METRICS, *FEW]
+    words = ["fit", *flags(gpt2), "-m", "map", "--evaluator", command(gpt2, log), *METRICS, *FEW]
     cli(*words, "-o", "whole")
     whole = asked(log)
     log.unlink()
-    program = subprocess.Popen([PROGRAM, *words, "-o", "front", "-q"])
+    program = subprocess.Popen([PROGRAM, *words, "-o", "front", "-q"], env=os.environ | {"SLOW": "0.3"})
     store = cli.here / "front.run" / "evaluations.jsonl"
     try:
         deadline = time.monotonic() + 200
@@ -137,11 +138,15 @@ def test_a_killed_search_goes_on_where_it_was(cli, gpt2):
     assert [path.name for path in (cli.here / "front.run").iterdir()] == ["evaluations.jsonl"]  # no model is left
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_search(cli, gpt2, number):
     log = cli.here / "log"
-    words = ["fit", *flags(gpt2), "-m", "direct-search", "--evaluator", command(gpt2, log, 30), *METRICS]
-    program = subprocess.Popen([PROGRAM, *words, "-o", "front"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ["fit", *flags(gpt2), "-m", "direct-search", "--evaluator", command(gpt2, log), *METRICS]
+    program = subprocess.Popen(
+        [PROGRAM, *words, "-o", "front"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"SLOW": "30"},
+    )  # fmt: skip
     try:
         deadline = time.monotonic() + 200
         while not asked(log):
