@@ -18,6 +18,8 @@ runs in bf16 (50 ms for 200 images on a core with AMX; 125 in fp32). Every evalu
     Bayesian    6 + 2 × 3 c (N = 2) against 6 and 12 at random, many seeds. The truth here is a smoothing spline
                 (RBF, thin plate) of everything that was evaluated of that pair, since each front has to be measured for a
                 fair distance: IGD and GD to the spline's own front from a 101 × 101 grid, metrics scaled by that front
+    selection   on these splines: the win rate of the true front, by exact and by noisy evaluations (the noise: what the spline
+                misses on held-out c), seen and true
     nested      all four tasks, equal and priority preferences: task-evaluations, and the preference-weighted accuracy
 
 Results go to benchmarks/results/map_search.json.
@@ -149,10 +151,13 @@ class Smooth:
         half = np.random.default_rng(0).permutation(len(c))[: len(c) // 5]
         rest = np.setdiff1d(np.arange(len(c)), half)
         self.r2 = [r_squared(metrics[half, k], self._spline(c[rest], metrics[rest])(c[half])[:, k]) for k in range(2)]
+        missed = self._spline(c[rest], metrics[rest])(c[half]) - metrics[half]
+        self.noise = float(np.sqrt((missed**2).mean()))
         self.spline = self._spline(c, metrics)
         axis = np.linspace(0, 1, 101)
-        everywhere = self.spline(np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2))
-        self.front = everywhere[non_dominated(everywhere, maximise=True)]
+        everywhere = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+        best = non_dominated(self.spline(everywhere), maximise=True)
+        self.points, self.front = everywhere[best], self.spline(everywhere[best])
 
     @staticmethod
     def _spline(c: np.ndarray, metrics: np.ndarray) -> RBFInterpolator:
@@ -169,6 +174,19 @@ class Smooth:
         metrics = metrics[non_dominated(metrics, maximise=True)]
         mine, truth = (metrics - low) / span, (self.front - low) / span
         return inverted_generational_distance(mine, truth), generational_distance(mine, truth)
+
+
+class Noisy:
+    """A spline's values with normal noise, another draw for every c but always the same there, in steps of one input."""
+
+    def __init__(self, truth: Smooth, inputs: int) -> None:
+        self.truth, self.inputs, self.objectives = truth, inputs, truth.objectives
+
+    def __call__(self, coefficients: np.ndarray, tasks: Sequence[int] | None = None) -> np.ndarray:
+        metrics = self.truth(coefficients)
+        for row, c in zip(metrics, coefficients, strict=True):
+            row += self.truth.noise * np.random.default_rng(np.round(c * 1e9).astype(np.uint64)).normal(size=2)
+        return (np.round(metrics * self.inputs) / self.inputs).clip(0, 1)
 
 
 def mean_std(values: Sequence[float]) -> dict[str, float]:
@@ -217,7 +235,8 @@ def rates(evaluated: tuple[np.ndarray, np.ndarray], baseline: np.ndarray) -> dic
     return {"points": len(metrics), "win_rate": win_rate(metrics, baseline, maximise=True)}
 
 
-def bayesian_or_random(live: Live, members: Sequence[str], seeds: int) -> dict[str, Any]:
+def smooth(live: Live, members: Sequence[str]) -> tuple[Smooth, int]:
+    """The spline of a pair, and how many points it is made of."""
     evaluator = Subset(live, members)
     names = live.names
     others = [k for k, name in enumerate(names) if name not in members]
@@ -225,7 +244,31 @@ def bayesian_or_random(live: Live, members: Sequence[str], seeds: int) -> dict[s
     keys = {key[: len(names)] for key in live.known if len(key) == len(names) + 1 and all(key[k] == 0 for k in others)}
     keys = [key for key in keys if all((*key, name) in live.known for name in members)]
     c = np.array([[key[k] for k in mine] for key in keys])
-    truth = Smooth(evaluator.objectives, c, evaluator(c))
+    return Smooth(evaluator.objectives, c, evaluator(c)), len(c)
+
+
+def selection(live: Live, members: Sequence[str], seeds: int, inputs: int) -> dict[str, Any]:
+    """Win rates over direct search on the spline: of its own front, which nothing can beat, and of MAP's, by evaluations that
+    are exact or noisy, counted by these evaluations (what a search sees) and by the truth.
+    """
+    truth, points = smooth(live, members)
+    result: dict[str, Any] = {"tasks": list(members), "spline_points": points, "noise": round(truth.noise, 5)}
+    evaluators: dict[str, Smooth | Noisy] = {"exact": truth, "noisy": Noisy(truth, inputs)}
+    for name, evaluator in evaluators.items():
+        direct = direct_search(evaluator, box(2), sampling="grid")
+        for what, fronts in {
+            "true front": [truth.points],
+            "MAP": [plain(evaluator, box(2), seed=seed, population=64, generations=40).points for seed in range(seeds)],
+        }.items():
+            result[f"{what}, {name}"] = {
+                "seen": [round(win_rate(evaluator(c), direct.measured, maximise=True), 4) for c in fronts],
+                "true": [round(win_rate(truth(c), truth(direct.points), maximise=True), 4) for c in fronts],
+            }
+    return result
+
+
+def bayesian_or_random(live: Live, members: Sequence[str], seeds: int) -> dict[str, Any]:
+    truth, points = smooth(live, members)
     quick = {"population": 64, "generations": 40}
     methods = {
         "random 6": lambda seed: bayesian(truth, box(2), rounds=0, seed=seed, **quick),
@@ -235,7 +278,7 @@ def bayesian_or_random(live: Live, members: Sequence[str], seeds: int) -> dict[s
     }
     result: dict[str, Any] = {
         "tasks": list(members),
-        "spline_points": len(c),
+        "spline_points": points,
         "spline_r2_held_out": np.round(truth.r2, 4).tolist(),
     }
     for name, search in methods.items():
@@ -307,6 +350,7 @@ def main() -> None:
         row("nested", "seed", seed, partial(nested_or_plain, live, seed))
     for members in pairs if options.bayesian_seeds else []:
         row("bayesian", "tasks", list(members), partial(bayesian_or_random, live, members, options.bayesian_seeds))
+        row("selection", "tasks", list(members), partial(selection, live, members, options.seeds, options.inputs))
     for members in triples:
         row("triples", "tasks", list(members), partial(against_direct, live, members, options.triple_seeds, options.anchors))
     print(json.dumps({key: value for key, value in report.items() if key.endswith("summary")}, indent=1))
@@ -327,12 +371,13 @@ def summaries(report: dict[str, Any]) -> dict[str, Any]:
                     for what in ("measured", "measured_within_budget", "sample_alone")
                 },
             }
-    if rows := report.get("bayesian"):
-        found["bayesian_summary"] = {
-            name: {kind: mean_std([x for row in rows for x in row[name][kind]]) for kind in ("igd", "gd")}
-            for name, value in rows[0].items()
-            if isinstance(value, dict)
-        }
+    for what, kinds in {"bayesian": ("igd", "gd"), "selection": ("seen", "true")}.items():
+        if rows := report.get(what):
+            found[f"{what}_summary"] = {
+                name: {kind: mean_std([x for row in rows for x in row[name][kind]]) for kind in kinds}
+                for name, value in rows[0].items()
+                if isinstance(value, dict)
+            }
     return found
 
 
