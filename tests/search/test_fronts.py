@@ -72,7 +72,8 @@ def test_no_point_dominates_another_and_no_point_twice():
 
 
 def test_the_same_seed_gives_the_same_front():
-    one, same, other = (plain(Known(2, noise=0.02), box(2), population=32, generations=10, seed=seed).points for seed in (3, 3, 4))
+    quick = {"population": 32, "generations": 10}
+    one, same, other = (plain(Known(2, noise=0.02), box(2), seed=seed, **quick).points for seed in (3, 3, 4))
     assert np.array_equal(one, same) and not np.array_equal(one, other)
 
 
@@ -81,7 +82,8 @@ def test_scales_of_the_metrics_do_not_matter():
         return Known(2).truth(c) * [1.0, 1e4]
 
     fronts = [
-        predicted_front(metrics, Known(2).objectives, box(2), population=32, generations=20, seed=0) for metrics in (Known(2).truth, stretched)
+        predicted_front(metrics, Known(2).objectives, box(2), population=32, generations=20)
+        for metrics in (Known(2).truth, stretched)
     ]
     np.testing.assert_allclose(fronts[0], fronts[1], atol=1e-6)
 
