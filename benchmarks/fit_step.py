@@ -16,7 +16,8 @@ PARETOMERGE_CACHE names another folder); K = 2 with 32 inputs a task and K = 8 w
     FusionBench  its layer-wise AdaMerging: its merged model and its loss, in the peers' environment, beside a floor there
 
 A floor is timed after every step, in the same process, so that the two meet the same load. Times are medians (skipping: means);
-"× floor" is the median of step / the mean of the floors before and after it (skipping: mean / median of floors). CPU is user +
+"× floor" is the median of step / the mean of the floors before and after it (skipping: mean / median of floors; in brackets at
+the mean number of tasks of 4 000 steps, by a line through the cost of steps with few and many tasks). CPU is user +
 system seconds of all threads. Memory is the peak of anonymous pages (RssAnon) during two steps, in a process of its own that
 times nothing, less what the interpreter, the libraries and the inputs took before. From it the activations of one task are
 taken (measured: what a forward and backward takes beyond weights and gradients); what is left may be the weights × (K + 3), in
@@ -35,9 +36,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, linear_regression, median
 from typing import Any
 
 from merge_speed import CACHE, HERE, MIB, WAIT_POLICY, anonymous, build, one_of, warm
@@ -220,6 +222,7 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
     from paretomerge.fitting.learned import Learned, Target
     from paretomerge.fitting.loop import Settings
     from paretomerge.fitting.problem import Problem
+    from paretomerge.fitting.sampling import coverage
     from paretomerge.sets.targets import choose_targets
     from paretomerge.weights.experts import load_experts
 
@@ -292,6 +295,8 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
         if "K gradients" in (case["what"], case.get("of")):
             loop.relative_weight = lambda *_, **__: None
         loop.fit_(learned, weights, problem.losses, settings, report=report)
+    if skipping:
+        facts["tasks_expected"] = coverage(k, replace(settings, steps=4000)).visits
     per_step = {part: [seconds / len(steps) for seconds in pair] for part, pair in spent.items()}
     return facts | {"memory": memory, "steps": steps, "floors": floors, "tasks": count, "parts": per_step}
 
@@ -377,7 +382,7 @@ def child(python: str | Path, case: dict[str, Any]) -> dict[str, Any]:
         [python, Path(__file__).resolve(), "--child", json.dumps(case)], capture_output=True, text=True, env=environment
     )
     if done.returncode:
-        raise RuntimeError(" | ".join(done.stderr.strip().splitlines()[-3:]))
+        raise RuntimeError(" | ".join([f"exit {done.returncode}", *done.stderr.strip().splitlines()[-3:]]))
     return json.loads(done.stdout.splitlines()[-1]) | {"load": [load, os.getloadavg()[0]]}
 
 
@@ -396,7 +401,11 @@ def compared(row: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     row |= {key: found[key] for key in ("parts", "parameters", "weights_mib", "phi", "version", "load") if key in found}
     row["seconds"] = {"steps": found["steps"], "floors": found["floors"]}
     if row["what"] == "skipping":
-        row["tasks_a_step"] = fmean(found["tasks"][1:])
+        counts, cpu = found["tasks"][1:], [s[0] for s in steps]
+        row |= {"tasks_a_step": fmean(counts), "tasks_expected": found["tasks_expected"]}
+        if len(set(counts)) > 1:  # cost = a + b · tasks, at the number of tasks that many steps have
+            b, a = linear_regression(counts, cpu)
+            row["times_cpu_s_expected"] = (a + b * row["tasks_expected"]) / row["floor_cpu_s"]
     return row
 
 
@@ -457,7 +466,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         table.add_row(
             *first,
             *(f"{row[key]:.2f}" for key in ("floor_cpu_s", "cpu_s")),
-            *(f"{row[key]:.3f}" for key in ("times_cpu_s", "times_wall_s")),
+            f"{row['times_cpu_s']:.3f}" + (f" ({row['times_cpu_s_expected']:.3f})" if "times_cpu_s_expected" in row else ""),
+            f"{row['times_wall_s']:.3f}",
             f"≤ {row['target']:g}" if row["target"] and row["tool"] == "ours" else "",
             *(f"{row['parts'][part][0]:.2f}" if "parts" in row else "" for part in ("build", "pull back")),
             *(f"{row[key]:.0f}" if key in row else "" for key in ("memory_mib", "activations_mib")),

@@ -12,7 +12,7 @@ do not determine it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,10 +71,9 @@ class _Grams:
         """(z zᵀ, y zᵀ), means over the inputs, fp64 on the processor."""
         return self.merged.double().cpu() / self.count, self.cross.double().cpu() / self.count
 
-    def error(self, w: Tensor) -> float:
-        """Σ ‖W z − y‖² / Σ ‖y‖²."""
-        merged, cross = self.merged.double().cpu(), self.cross.double().cpu()
-        return float(((w @ merged) * w).sum() - 2 * (w * cross).sum() + self.square) / self.square
+    def relative(self) -> tuple[Tensor, Tensor]:
+        """(z zᵀ, y zᵀ), sums over the inputs relative to Σ ‖y‖², fp64 on the processor."""
+        return self.merged.double().cpu() / self.square, self.cross.double().cpu() / self.square
 
 
 def react(
@@ -139,10 +138,11 @@ def react(
     means = [[(most + few).means() for most, few in found] for found in grams]  # [task][anchor]
     if beta is None:  # W^orth, too, of the features that β is not chosen on
         turns = [[rotation(most.means()[1]) for most, _ in found] for found in grams]
-        errors = {candidate: _missed(grams, turns, candidate) for candidate in _BETAS}
+        kept_apart = _KeptApart(grams, turns)
+        errors = {candidate: kept_apart.missed(candidate) for candidate in _BETAS}
         beta = min(errors, key=lambda candidate: errors[candidate])
         say(f"beta {beta:g}: at equal preference {errors[beta]:.1%} is missed of features kept apart, "
-            f"{_missed(grams, turns, None):.1%} without a correction")  # fmt: skip
+            f"{kept_apart.missed(None):.1%} without a correction")  # fmt: skip
     else:
         turns = [[rotation(cross) for _, cross in found] for found in means]
     targets, cs = _statistics(means, turns, beta)
@@ -175,7 +175,7 @@ class _Live:
         if "only" in anchors:
             versions.append(self._read(f"only:{own.task}"))
         self._point(self.merged)
-        point = feature_point(model, task, task.fit.batch(list(indices[:2])))
+        point = feature_point(model, task, task.fit.batch(list(indices[:1])))
         expert = self._expert(k, model)
         back = {tensor: tensor.data for tensor in expert}  # what is the expert's own is put back after each batch
         kept: list[list[Tensor]] = []
@@ -211,11 +211,21 @@ class _Live:
 
     def _read(self, preference: Preference) -> dict[nn.Parameter | Tensor, Tensor]:
         """The shared weights at a preference of the inner set."""
-        at = self.inner.at(preference)
-        return {
-            weight: at[name].to(self.place, torch.float32, copy=True).view_as(weight)
-            for name, weight in self.models.weights.items()
-        }
+        gamma, equal, varying = self.inner.preference(preference), self.inner.equal, frozenset(self.inner.varying)
+        moved = not torch.equal(gamma, equal)
+        version: dict[nn.Parameter | Tensor, Tensor] = {}
+        for name, weight in self.models.weights.items():
+            info = self.inner.base.infos[name]
+            if not moved or info.dtype == torch.float64:
+                tensor = self.inner.at(preference)[name]
+            elif name not in varying:
+                version[weight] = self.merged[weight]
+                continue
+            else:  # what ``at`` would give, without computing the base once more
+                base = self.merged[weight].cpu().view(info.shape)
+                tensor = self.inner.shift_(name, base.to(torch.float32, copy=True), gamma, equal).to(info.dtype)
+            version[weight] = tensor.to(self.place, torch.float32, copy=True).view_as(weight)
+        return version
 
     def _expert(self, k: int, model: nn.Module) -> dict[nn.Parameter | Tensor, Tensor]:
         """θ_k, with what is not merged but the expert's own (running statistics, excluded tensors)."""
@@ -263,14 +273,35 @@ def rotation(cross: Tensor) -> Tensor:
     return u @ vh
 
 
-def _missed(grams: Sequence[Sequence[tuple[_Grams, _Grams]]], turns: Sequence[Sequence[Tensor]], beta: float | None) -> float:
-    """Mean over the tasks of what W at equal preference (None: the identity) misses of the features kept apart."""
-    if beta is None:
-        w = torch.eye(len(turns[0][0]), dtype=torch.float64)
-    else:
-        targets, cs = _statistics([[found[0][0].means()] for found in grams], [[turn[0]] for turn in turns], beta)
-        w = torch.linalg.solve(cs[0].sum(0), targets[0].sum(0), left=False)
-    return sum(found[0][1].error(w) for found in grams) / len(grams)
+class _KeptApart:
+    """How well W at equal preference does on the features kept apart: sums over the tasks, so that a β costs one solution."""
+
+    def __init__(self, grams: Sequence[Sequence[tuple[_Grams, _Grams]]], turns: Sequence[Sequence[Tensor]]) -> None:
+        most, few = zip(*(found[0] for found in grams), strict=True)
+        means = [each.means() for each in most]
+        self.c, self.t = (_sum(each) for each in zip(*means, strict=True))
+        self.turn = _sum(turn[0] for turn in turns)
+        self.eye = torch.eye(len(self.c), dtype=torch.float64)
+        self.scale = float(self.c.trace()) / (len(means) * len(self.c))
+        self.merged, self.cross = (_sum(each) for each in zip(*(each.relative() for each in few), strict=True))
+        self.n_tasks = len(few)
+
+    def missed(self, beta: float | None) -> float:
+        """Mean over the tasks of Σ ‖W z − y‖² / Σ ‖y‖²; β None: W is the identity."""
+        w = self.eye
+        if beta is not None:
+            scale = beta * self.scale
+            w = torch.linalg.solve(self.c + scale * self.eye, self.t + scale * self.turn, left=False)
+        return 1 + float(((w @ self.merged) * w).sum() - 2 * (w * self.cross).sum()) / self.n_tasks
+
+
+def _sum(tensors: Iterable[Tensor]) -> Tensor:
+    """Σ of tensors of one shape, in memory of its own."""
+    first, *others = tensors
+    total = first.clone()
+    for other in others:
+        total += other
+    return total
 
 
 def _places(

@@ -22,6 +22,9 @@ from paretomerge.weights.lazy import TensorInfo, Weights
 CHUNK = 1 << 15
 """Entries of one expert that are merged at a time: K + 1 such slices, and what is computed from them, stay in cache."""
 
+_KEPT = 64 * CHUNK
+"""Entries of the largest buffer that is kept for the next slice."""
+
 Fill = Callable[[slice, Tensor, Tensor], object]
 
 
@@ -60,6 +63,13 @@ class Expert:
             return self.source[own]
         factors = self.source.factors.get(own)
         return torch.cat([factors.down.flatten(), factors.up.flatten()]) if factors else self.source.replaced[own]
+
+    def whole(self, name: str) -> Tensor | None:
+        """θ_k of the base's tensor ``name`` as its file has it; None: this expert lacks it or has it as LoRA factors."""
+        own = self.names.get(name)
+        if own is None or (isinstance(self.source, Adapter) and own in self.source.factors):
+            return None
+        return (self.source.replaced if isinstance(self.source, Adapter) else self.source)[own]
 
     def pair(self, name: str, shape: tuple[int, ...]) -> Pair | None:
         """v = θ_k − θ₀ of tensor ``name``, a matrix of ``shape``, as a product in fp32; None: this expert stores it whole.
@@ -104,8 +114,9 @@ class Expert:
                 out[len(mine) :] = 0
 
             return multiply
-        tensor = (self.source.replaced if isinstance(self.source, Adapter) else self.source)[own]
-        tensor = tensor.reshape(matrix_shape(tensor.shape))
+        whole = self.whole(name)
+        assert whole is not None
+        tensor = whole.reshape(matrix_shape(whole.shape))
 
         def fill(rows: slice, base: Tensor, out: Tensor) -> None:
             mine = tensor[rows]
@@ -176,7 +187,8 @@ class Experts:
         """The K task vectors of one whole tensor, (K, *shape) in fp32."""
         shape = (len(self), *self.infos[name].shape)
         for _, _, whole in self.chunks(name, entries=max(1, self.infos[name].numel)):
-            return whole.reshape(shape).clone()
+            found = whole.reshape(shape)
+            return found if found.numel() > _KEPT else found.clone()  # a small one is in the buffer
         return torch.zeros(shape, dtype=self.wide(name))  # no rows
 
     def pairs(self, name: str) -> list[Pair] | None:
@@ -198,7 +210,7 @@ class Experts:
 
     def _buffer(self, entries: int, dtype: torch.dtype) -> Tensor:
         # one buffer a thread, kept: fresh memory for each slice would cost more in page faults than the merge itself
-        if entries > 64 * CHUNK:
+        if entries > _KEPT:
             return torch.empty(entries, dtype=dtype)
         buffer = getattr(self._local, "buffer", None)
         if buffer is None or buffer.numel() < entries or buffer.dtype != dtype:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,15 +17,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def build_model(weights: Weights, config: Mapping[str, Any]) -> PreTrainedModel:
+def build_model(weights: Weights, config: Mapping[str, Any], lent: Collection[int] = ()) -> PreTrainedModel:
     """A live transformers model with these weights, in evaluation mode, in their dtype.
 
     It owns its parameters: a tensor that is read may be a view of a file's memory map, which whoever moves the model in
-    place would overwrite for all other readers.
+    place would overwrite for all other readers. Only those at the addresses ``lent`` are not copied.
     """
     from transformers.utils import logging
 
-    state: dict[str, Tensor] = {name: weights[name].clone() for name in weights}
+    state: dict[str, Tensor] = {}
+    for name in weights:
+        tensor = weights[name]
+        state[name] = tensor if tensor.data_ptr() in lent else tensor.clone()
     level = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

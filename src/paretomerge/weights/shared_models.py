@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,9 +15,12 @@ from paretomerge.errors import UserError
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.experts import Expert, Experts
 from paretomerge.weights.heads import Head
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.live import build_model
 from paretomerge.weights.naming import from_base
+
+_ENTRIES = 1 << 20
+"""Of a tensor that are copied at a time."""
 
 
 class SharedModels:
@@ -48,7 +51,9 @@ class SharedModels:
             if head is None and shared_body is not None:
                 self.models[task] = shared_body  # without a head of its own a task uses the very same model
                 continue
-            built = build_model(base if head is None else head.on(base, dtype), head.config if head else config)
+            known = base.replacing(*self._known(base, experts.aliases))
+            lent = {weight.data_ptr() for weight in self.weights.values()}
+            built = build_model(known if head is None else head.on(known, dtype), head.config if head else config, lent)
             built.requires_grad_(False).to(device)
             live = live_names([*names, *experts.aliases], built)
             lacks = () if head is None else head.lacks
@@ -89,17 +94,31 @@ class SharedModels:
                 if isinstance(config, PretrainedConfig):
                     config.use_cache = False  # keys and values of the first run would meet those of the second
 
+    def _known(self, base: Weights, aliases: Mapping[str, str]) -> tuple[dict[str, TensorInfo], Callable[[str], torch.Tensor]]:
+        """The base's tensors that are shared already, as ``Weights.replacing`` wants them: they need no second reading."""
+        weights = {name: self.weights[aliases.get(name, name)] for name in base if aliases.get(name, name) in self.weights}
+        infos = {
+            name: base.infos[name]
+            for name, weight in weights.items()
+            if (tuple(weight.shape), weight.dtype) == base.infos[name]
+        }
+        return infos, lambda name: weights[name].detach().cpu()
+
     @torch.no_grad()
     def become_(self, experts: Experts, k: int) -> None:
         """Write θ_k into the shared weights, slice by slice or by its LoRA factors; of the experts only the k-th is read."""
-        alone = replace(experts, experts=(experts.experts[k],))
+        expert = experts.experts[k]
+        alone = replace(experts, experts=(expert,))
         for name, weight in self.weights.items():
+            if (whole := expert.whole(name)) is not None and whole.shape == experts.infos[name].shape:
+                weight.detach().copy_(whole.view_as(weight))
+                continue
             theta = torch.atleast_1d(weight.detach())
             if (pairs := alone.pairs(name)) is not None:
                 base = experts.base[name].to(theta.device, experts.wide(name))
                 theta.copy_(torch.addmm(base, *(factor.to(base) for factor in pairs[0])))
                 continue
-            for rows, base, v in alone.chunks(name):
+            for rows, base, v in alone.chunks(name, entries=_ENTRIES):
                 theta[rows] = v[0].add_(base).view_as(theta[rows]).to(theta)
 
 
