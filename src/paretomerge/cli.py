@@ -84,6 +84,7 @@ def check(
     experts = _inspected(plan)
     errors = [finding for finding in experts.findings if finding.level == "error"]
     entries = sum(experts.infos[name].numel for name in experts.merged)
+    found = [] if errors else estimates(experts)
     facts = {
         "ok": not errors,
         "tasks": list(experts.tasks),
@@ -93,7 +94,7 @@ def check(
         "model_bytes": sum(info.nbytes for info in experts.infos.values()),
         "heads": {e.task: len(e.heads) for e in experts.experts if e.heads},
         "findings": [vars(finding) for finding in experts.findings],
-        "estimates": [estimate._asdict() for estimate in estimates(experts)],
+        "estimates": [estimate._asdict() for estimate in found],
     }
     if as_json:
         print(json.dumps(facts, ensure_ascii=False, indent=2))
@@ -104,7 +105,7 @@ def check(
             f"{'ok' if not errors else f'{len(errors)} errors'}: {len(experts)} experts; {len(experts.merged)} tensors "
             f"({entries / 1e6:.1f} M parameters) are merged, {facts['copied_tensors']} copied from the base"
         )
-        for what, *each in estimates(experts):
+        for what, *each in found:
             memory, read, written = (f"{number / 2**30:.2f} GiB" for number in each)
             print(f"{what}: about {memory} of memory; reads {read}, writes {written}")
     if errors:

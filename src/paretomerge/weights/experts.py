@@ -210,12 +210,13 @@ class Experts:
 
     def _buffer(self, entries: int, dtype: torch.dtype) -> Tensor:
         # one buffer a thread, kept: fresh memory for each slice would cost more in page faults than the merge itself
-        if entries > _KEPT:
-            return torch.empty(entries, dtype=dtype)
-        buffer = getattr(self._local, "buffer", None)
-        if buffer is None or buffer.numel() < entries or buffer.dtype != dtype:
-            self._local.buffer = buffer = torch.empty(entries, dtype=dtype)
-        return buffer[:entries]
+        with torch.inference_mode(False):  # whoever reads first may be in it, and whoever reads next may not
+            if entries > _KEPT:
+                return torch.empty(entries, dtype=dtype)
+            buffer = getattr(self._local, "buffer", None)
+            if buffer is None or buffer.numel() < entries or buffer.dtype != dtype:
+                self._local.buffer = buffer = torch.empty(entries, dtype=dtype)
+            return buffer[:entries]
 
     def not_finite(self, name: str) -> UserError:
         """The line that says whose NaN or infinity spoils tensor ``name``."""
