@@ -17,11 +17,16 @@ from paretomerge.evaluation.outcomes import Failed
 
 
 def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z" if Path("/proc").exists() else True
+    """Whether it still lives after a moment: a signal that was sent is not yet a process that is gone."""
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+            if Path("/proc").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+                return False
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @pytest.mark.parametrize(
