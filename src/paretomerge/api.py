@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -185,6 +186,7 @@ def _fit_on_data(
     hashes: bool,
     options: Mapping[str, Any],
 ) -> Front:
+    from paretomerge.fitting.events import events
     from paretomerge.fitting.on_data import FITS_ON_DATA, OF_COEFFICIENTS, PRESETS
 
     if method in FITS and method not in FITS_ON_DATA:
@@ -195,12 +197,6 @@ def _fit_on_data(
         raise UserError(f"preset {preset}: {method} has no settings of a {preset}: leave the preset out")
     settings = {**presets[method], **options}
     settings = check_options(function, settings, method)
-    if run.tensorboard:
-        from paretomerge.fitting.events import events
-
-        with events(run.folder, experts.tasks, run.report) as report:
-            told = replace(run, tensorboard=False, report=report)
-            return _fit_on_data(experts, method, on, on_options, data, preset, told, hashes, options)
     known = inspect.signature(function).parameters
     if run.resume and "resume" not in known:
         raise UserError(f"{method}: there is nothing to resume: it is one pass over the inputs")
@@ -210,13 +206,13 @@ def _fit_on_data(
         raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
     objective = settings.get("objective", known["objective"].default if "objective" in known else None)
     labels = objective == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
-    tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
-    _tell(tasks, run.say)
-    of_run: dict[str, Any] = {"folder": run.folder, "resume": run.resume, "report": run.report, "say": run.say}
-    settings |= {name: value for name, value in of_run.items() if name in known}
-    if on is not None:
-        settings["on"] = _on(experts, on, on_options, tasks, run.say, correcting=method == "react")
-    pareto_set = function(experts, tasks, **settings)
+    with events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
+        tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
+        _tell(tasks, run.say)
+        if on is not None:
+            settings["on"] = _on(experts, on, on_options, tasks, run.say, correcting=method == "react")
+        of_run: dict[str, Any] = {"folder": run.folder, "resume": run.resume, "report": report, "say": run.say}
+        pareto_set = function(experts, tasks, **settings, **{name: value for name, value in of_run.items() if name in known})
     pareto_set.settings |= {"fitted": method, "preset": preset}
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
@@ -247,9 +243,7 @@ def _search(
         tasks = load_tasks(experts, data, keep_labels=True, seed=own.get("seed", 0))
         _tell(tasks, run.say)
         tasks = for_search(tasks, experts.tasks, run.say)
-    judge = judge_of(
-        evaluator, tasks=tasks, metrics=metrics or {}, names=experts.tasks, scratch=run.folder, options=theirs
-    )  # fmt: skip
+    judge = judge_of(evaluator, tasks=tasks, metrics=metrics or {}, names=experts.tasks, scratch=run.folder, options=theirs)
     identity = judge.identity()
     vectors = {name: own.get(name) for name in ("inside", "density", "seed")}  # that determine them
     facts = {"judge": identity, **facts_of(experts, hashes=hashes), **vectors}

@@ -300,23 +300,26 @@ class Front:
             UserError: a set of full rank; what ``write_lora`` raises.
         """
         pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
-        if any(pareto_set.pair(name, gamma) is None for name in pareto_set.varying):
-            raise UserError(
-                f"a {pareto_set.method} has full rank: there is no LoRA of it. Pick a checkpoint, or fit pareto-merging"
-            )
         if rank is not None and rank < 1:
             raise UserError(f"rank {rank}: must be at least 1")
 
         def pair(name: str) -> Pair:
-            found = pareto_set.pair(name, gamma)
-            assert found is not None
+            if (found := pareto_set.pair(name, gamma)) is None:
+                raise UserError(
+                    f"{name}: moves by a whole tensor in this front ({pareto_set.method}), which no LoRA is: "
+                    "pick a checkpoint, or fit pareto-merging"
+                )
             return found
 
         names, where = list(pareto_set.varying), self.folder
         of: Callable[[str], Pair] = pair
+        if names:
+            pair(names[0])  # a set of whole task vectors is refused as such, whatever its first tensor is
         if (found := self._on_origin()) is not None:  # the adapter brings the base merge along
             whole, where = found[0].plus(names, pair), found[1]
             names, of = sorted(whole.changed), whole.pair
+        if not names:
+            raise UserError("this front is one model, the same at every preference: an adapter would add nothing to it")
         return write_lora(
             names,
             of,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import evaluate
 from paretomerge.evaluation.tasks import Task
 from paretomerge.front import FACTS, Front, hashes_of, load_front
 from paretomerge.weights.checkpoint import open_checkpoint, read_json
-from paretomerge.weights.writing import write_json
+from paretomerge.weights.writing import replace_json
 
 TOLERANCE = 1e-6
 """Of metrics measured again: same machine, same libraries, same numbers; other kernels may move a prediction or two."""
@@ -115,16 +113,7 @@ def relocate(folder: str | Path, base: str | Path) -> None:
     where = str(there.path.resolve())
     facts = read_json(folder / FACTS)
     facts["sources"]["base"]["path"] = facts["origin"] = where
-    _replaced(folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where})
-    _replaced(folder / FACTS, facts)
-
-
-def _replaced(file: Path, content: dict[str, Any]) -> None:
-    """The file with new content: beside it first, then in its place."""
-    temporary = file.with_name(f".{file.name}.writing-{secrets.token_hex(4)}")
-    try:
-        write_json(temporary, content)
-        os.replace(temporary, file)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
+    replace_json(
+        folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where}
+    )
+    replace_json(folder / FACTS, facts)

@@ -312,7 +312,7 @@ def test_recorded_rows_are_in_the_front(tmp_path: Path, gpt_front: Front, monkey
         raise OSError(28, "No space left on device")
 
     whole = (tmp_path / "front" / "pareto_set.json").read_text()
-    monkeypatch.setattr("paretomerge.evaluation.queries.os.replace", fail)
+    monkeypatch.setattr("paretomerge.weights.writing.os.replace", fail)
     with pytest.raises(UserError, match="No space left"):
         record(tmp_path / "front", [row("only:a", "a", 0.5)])
     assert (tmp_path / "front" / "pareto_set.json").read_text() == whole

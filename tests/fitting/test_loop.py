@@ -501,13 +501,19 @@ def resaved(path, change):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_state_is_refused(tmp_path, damage):
-    noisy().fit(SHORT, folder=tmp_path)
+    settings = replace(SHORT, patience=9)  # so that there is a best φ to lose
+    noisy().fit(settings, folder=tmp_path, held_out=lambda: 0.0)
     DAMAGES[damage](tmp_path / "state.safetensors")
     before = everything_in(tmp_path)
     fitted = noisy()
     with pytest.raises(UserError, match=r"state.safetensors: damaged .*: start again without --resume") as error:
-        fitted.fit(SHORT, folder=tmp_path, resume=True)
+        fitted.fit(settings, folder=tmp_path, resume=True, held_out=lambda: 0.0)
     assert "\n" not in str(error.value) and everything_in(tmp_path) == before
+
+
+def test_only_what_may_stop_early_keeps_a_second_phi(tmp_path):
+    noisy().fit(SHORT, folder=tmp_path)
+    assert set(load_file(tmp_path / "state.safetensors")) == {"phi", "exp_avg", "exp_avg_sq", "numbers"}
 
 
 def test_another_thread_may_fit():

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -15,11 +13,12 @@ import numpy as np
 from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.directions import larger_is_better
+from paretomerge.evaluation.metrics import non_dominated
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import METRICS
 from paretomerge.front import FACTS
 from paretomerge.weights.checkpoint import read_json
-from paretomerge.weights.writing import write_json, write_text
+from paretomerge.weights.writing import replace_json, write_text
 
 
 class Found(NamedTuple):
@@ -85,8 +84,7 @@ def knee(rows: Iterable[Row], tasks: Sequence[str]) -> Found:
     signs, points = _points(rows, tasks, tasks)
     each = list(points.values())
     f = np.array([[signs[task] * point.values[task] for task in tasks] for point in each])  # (points, K), more is better
-    dominates = (f[:, None] >= f[None]).all(-1) & (f[:, None] > f[None]).any(-1)  # [i, j]: i dominates j
-    kept = np.flatnonzero(~dominates.any(0))
+    kept = np.flatnonzero(non_dominated(f, maximise=True))
     f = f[kept]
     spread = np.ptp(f, axis=0)
     f = (f - f.min(0)) / np.where(spread > 0, spread, 1)
@@ -110,14 +108,8 @@ def record(folder: str | Path, rows: Iterable[Row]) -> None:
         raise UserError(f"{folder}: not a front (no {FACTS} in it)")
     facts = read_json(file)
     measured = {_key(row): row for row in [*facts.get("measured", []), *rows]}
-    temporary = file.with_name(f".{FACTS}.writing-{secrets.token_hex(4)}")
-    try:
-        write_json(temporary, {**facts, "measured": list(measured.values())})
-        os.replace(temporary, file)
-        _renew_card(file.with_name("README.md"), facts, list(measured.values()))
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{file}: cannot be written ({error.strerror or error})") from error
+    replace_json(file, {**facts, "measured": list(measured.values())})
+    _renew_card(file.with_name("README.md"), facts, list(measured.values()))
 
 
 def _renew_card(card: Path, facts: Mapping[str, Any], rows: list[Any]) -> None:

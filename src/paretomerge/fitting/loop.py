@@ -136,7 +136,7 @@ def fit_(
     config = {**asdict(settings), **(facts or {})}
     run = _Run(folder, config) if folder and world()[0] == 0 else None
     start, best, waited = 0, math.inf, 0
-    best_phi = learned.phi.clone()
+    best_phi = learned.phi.clone() if settings.patience else None
     if resume:
         start, best, waited, best_phi = _restore(folder, learned, optimizer, phi, config)
     elif run:
@@ -188,7 +188,7 @@ def fit_(
                 learned.build_(weights, torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64))
                 value = float(summed(torch.tensor([held_out()], dtype=torch.float64), device)) / world()[1]
                 best, waited = (value, 0) if value < best else (best, waited + 1)
-                if waited == 0:
+                if waited == 0 and best_phi is not None:
                     best_phi.copy_(learned.phi)
                 if waited >= settings.patience:
                     break
@@ -198,7 +198,7 @@ def fit_(
                 save(done)
                 hint = f"; go on with --resume (state in {folder})" if folder else ""
                 raise Stopped(f"stopped after step {done} of {settings.steps}{hint}")
-    if held_out and settings.patience and best < math.inf:
+    if held_out and best_phi is not None and best < math.inf:
         learned.phi.copy_(best_phi)
 
 
@@ -232,13 +232,15 @@ class _Run:
 
     def save(
         self, done: int, learned: Fittable, optimizer: torch.optim.Adam, phi: nn.Parameter, best: float, waited: int,
-        best_phi: Tensor,
+        best_phi: Tensor | None,
     ) -> None:  # fmt: skip
         state = optimizer.state[phi]
         tensors = {
-            "phi": learned.phi, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"], "best_phi": best_phi,
+            "phi": learned.phi, "exp_avg": state["exp_avg"], "exp_avg_sq": state["exp_avg_sq"],
             "numbers": torch.tensor([done, waited, best], dtype=torch.float64),
         }  # fmt: skip
+        if best_phi is not None:
+            tensors["best_phi"] = best_phi
         temporary = self.folder / ".state.writing"
         with _written(self.folder):
             try:
@@ -280,14 +282,15 @@ def _resumable(folder: Path | None, config: Mapping[str, Any]) -> Path:
 
 def _restore(
     folder: Path | None, learned: Fittable, optimizer: torch.optim.Adam, phi: nn.Parameter, config: Mapping[str, Any]
-) -> tuple[int, float, int, Tensor]:
+) -> tuple[int, float, int, Tensor | None]:
     """Put a saved state back; the log loses the lines of steps that are done again."""
     folder = _resumable(folder, config)
     try:
         saved = load_file(folder / "state.safetensors")
         done, waited, best = saved["numbers"].tolist()
         done, waited = int(done), int(waited)
-        vectors = [saved[name].to(phi.detach()) for name in ("phi", "exp_avg", "exp_avg_sq", "best_phi")]
+        names = ("phi", "exp_avg", "exp_avg_sq", *(("best_phi",) if config["patience"] else ()))
+        vectors = [saved[name].to(phi.detach()) for name in names]
         if any(vector.shape != phi.shape for vector in vectors):
             raise ValueError("of another size")
         if done < 0 or not all(bool(vector.isfinite().all()) for vector in vectors):
@@ -303,7 +306,7 @@ def _restore(
             shorter = folder / ".metrics.writing"
             shorter.write_bytes(b"".join(lines))
             os.replace(shorter, log)
-    return done, best, waited, vectors[3]
+    return done, best, waited, vectors[3] if config["patience"] else None
 
 
 @contextmanager

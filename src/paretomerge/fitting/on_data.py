@@ -25,6 +25,7 @@ from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.fitting.steered import steered
 from paretomerge.fitting.training import training
 from paretomerge.merges.linear import sum_of_adapters
+from paretomerge.merges.streaming import completed
 from paretomerge.merges.ties import trimmed_and_elected
 from paretomerge.sets.low_rank import LowRank, folded
 from paretomerge.weights.experts import Experts
@@ -281,12 +282,7 @@ def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> L
         for name, v in learned.task_vectors.items():
             theta = add(learned.base[name], v, lambdas[learned.coefficients.row[name]])
             merged[name] = theta.cpu().to(experts.infos[name].dtype)
-
-        def read(name: str) -> Tensor:
-            name = experts.aliases.get(name, name)
-            return merged[name] if name in merged else experts.base[name].to(experts.infos[name].dtype)
-
-        arithmetic = Weights(experts.infos, read)
+        arithmetic = completed(experts, merged)
     base, factors = folded(arithmetic, learned.factors())
     return LowRank(
         experts.tasks, base, factors, {**options, "lambda": [[round(x, 6) for x in row] for row in lambdas.tolist()]}

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from paretomerge.errors import UserError
-
 
 @contextmanager
 def joined() -> Iterator[bool]:
@@ -40,18 +38,3 @@ def world() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def device_of(name: str) -> torch.device:
-    """The device of an option: ``"cpu"``, ``"cuda"``, …; auto is the best there is, each process its own.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    if name == "auto":
-        local = os.environ.get("LOCAL_RANK", "0")
-        name = f"cuda:{local}" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # no such device, or a torch that was built without it
-        raise UserError(f"device {name!r}: {str(error).splitlines()[0]}") from error

@@ -72,11 +72,13 @@ def map_front(
     Stores: one model, K task vectors and a list of points.
     Paper: Li et al. 2025, arXiv 2406.07529.
     """
-    options = {"evaluations": evaluations, "sampling": sampling, "anchors": anchors, "loss": loss, "population": population,
-               "generations": generations, "runs": runs, "measure": measure, "seed": seed}  # fmt: skip
+    options: dict[str, Any] = {
+        "evaluations": evaluations, "sampling": sampling, "anchors": anchors, "loss": loss, "population": population,
+        "generations": generations, "runs": runs, "measure": measure, "seed": seed,
+    }  # fmt: skip
 
     def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return plain(evaluator, within, **options)  # type: ignore[arg-type]
+        return plain(evaluator, within, **options)
 
     return _searched("map", experts, evaluator_for, search, inside, density, box, choice, options, say)
 
@@ -125,12 +127,12 @@ def map_bayesian(
     Stores: one model, K task vectors and a list of points.
     Paper: Li et al. 2025, Bayesian MAP.
     """
-    options = {"first": first, "rounds": rounds, "each": each, "temperature": temperature, "loss": loss,
+    options: dict[str, Any] = {"first": first, "rounds": rounds, "each": each, "temperature": temperature, "loss": loss,
                "population": population, "generations": generations, "runs": runs, "measure": measure,
                "seed": seed}  # fmt: skip
 
     def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return bayesian(evaluator, within, **options)  # type: ignore[arg-type]
+        return bayesian(evaluator, within, **options)
 
     return _searched("map-bayesian", experts, evaluator_for, search, inside, density, box, choice, options, say)
 
@@ -179,11 +181,11 @@ def map_nested(
     if not wanted:
         raise UserError("preferences: name at least one, equal for instance")
     gammas = np.array([simplex.parse(text, experts.tasks) for text in wanted])
-    options = {"evaluations": evaluations, "sampling": sampling, "loss": loss, "population": population,
+    options: dict[str, Any] = {"evaluations": evaluations, "sampling": sampling, "loss": loss, "population": population,
                "generations": generations, "measure": measure, "seed": seed}  # fmt: skip
 
     def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return nested(evaluator, within, experts.tasks, gammas, choice=choice, **options)  # type: ignore[arg-type]
+        return nested(evaluator, within, experts.tasks, gammas, choice=choice, **options)
 
     recorded = {**options, "preferences": wanted}
     return _searched("map-nested", experts, evaluator_for, search, inside, density, box, choice, recorded, say)
@@ -221,10 +223,10 @@ def direct(
     Stores: one model, K task vectors and a list of points.
     Paper: the baseline of MAP.
     """
-    options = {"evaluations": evaluations, "sampling": sampling, "anchors": anchors, "seed": seed}
+    options: dict[str, Any] = {"evaluations": evaluations, "sampling": sampling, "anchors": anchors, "seed": seed}
 
     def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return direct_search(evaluator, within, **options)  # type: ignore[arg-type]
+        return direct_search(evaluator, within, **options)
 
     return _searched("direct-search", experts, evaluator_for, search, inside, density, box, choice, options, say)
 
@@ -259,7 +261,7 @@ def evolved(
     Stores: one model, K task vectors and a list of points.
     Paper: Zhang & Li 2007 (MOEA/D), a baseline of MAP.
     """
-    options = {"population": population, "generations": generations, "seed": seed}
+    options: dict[str, Any] = {"population": population, "generations": generations, "seed": seed}
 
     def search(evaluator: Evaluator, within: boxes.Box) -> Found:
         return moead(evaluator, within, **options)

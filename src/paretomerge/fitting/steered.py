@@ -20,6 +20,7 @@ from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.merges.linear import sum_of_adapters
+from paretomerge.merges.streaming import completed
 from paretomerge.sets.steered import Steered
 from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
 from paretomerge.weights.adapted import Pair
@@ -234,10 +235,4 @@ def at_equal(experts: Experts, learned: Learned, rest: Mapping[str, Tensor] | No
         w = {name: c[row].tolist() for name, row in learned.coefficients.row.items()}
         found = sum_of_adapters(experts, lambda name: w.get(name, [scale] * len(experts)))
         return found.plus(low_rank, lambda name: Pair(*(factor.cpu().clone() for factor in low_rank[name])))
-    merged = {name: tensor.to(experts.infos[name].dtype) for name, tensor in {**(rest or {}), **learned.built(equal)}.items()}
-
-    def read(name: str) -> Tensor:
-        name = experts.aliases.get(name, name)
-        return merged[name] if name in merged else experts.base[name].to(experts.infos[name].dtype)
-
-    return Weights(experts.infos, read)
+    return completed(experts, {**(rest or {}), **learned.built(equal)})

@@ -26,9 +26,9 @@ from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
 from paretomerge.fitting.problem import Problem, sources_of
 from paretomerge.fitting.scalarization import Name as Scalarization
+from paretomerge.merges.streaming import completed
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.weights.experts import Experts
-from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import device_of
 
 
@@ -163,10 +163,5 @@ def training(
         whole=micro_batch is None or micro_batch >= batch,
         report=problem.watching(report),
     )
-    trained = {name: dense.view(name).cpu().to(experts.infos[name].dtype) for name in problem.models.weights}
-
-    def read(name: str) -> Tensor:
-        name = experts.aliases.get(name, name)
-        return trained[name] if name in trained else experts.base[name].to(experts.infos[name].dtype)
-
-    return LowRank(experts.tasks, Weights(experts.infos, read), {}, options)
+    trained = {name: dense.view(name).cpu() for name in problem.models.weights}
+    return LowRank(experts.tasks, completed(experts, trained), {}, options)

@@ -61,6 +61,16 @@ def by_tensor(experts: Experts, combine: Callable[[str, Tensor, Tensor], Tensor]
     return _merged(experts, read)
 
 
+def completed(experts: Experts, merged: Mapping[str, Tensor]) -> Weights:
+    """The model with these tensors, in the dtype that is stored; the rest is the base's."""
+
+    def read(name: str) -> Tensor:
+        name = experts.aliases.get(name, name)
+        return (merged[name] if name in merged else experts.base[name]).to(experts.infos[name].dtype)
+
+    return Weights(experts.infos, read)
+
+
 def _merged(experts: Experts, read: Callable[[str], Tensor]) -> Weights:
     merged = frozenset(experts.merged)
 

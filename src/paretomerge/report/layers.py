@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -54,12 +55,12 @@ def changes(of: ParetoSet) -> Changes | None:
 
 
 def _grouped(
-    order: list[str], squares: dict[str, list[float]], numbers: dict[str, int], group: object
+    order: list[str], squares: dict[str, list[float]], numbers: dict[str, int], group: Callable[[str], str]
 ) -> dict[str, list[float]]:
     sums: dict[str, list[float]] = {}
     counts: dict[str, int] = {}
     for name in order:
-        key = group(name)  # type: ignore[operator]
+        key = group(name)
         sums[key] = [a + b for a, b in zip(sums.get(key, [0.0] * len(squares[name])), squares[name], strict=True)]
         counts[key] = counts.get(key, 0) + numbers[name]
     return {key: [math.sqrt(value / max(1, counts[key])) for value in each] for key, each in sums.items()}

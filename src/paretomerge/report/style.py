@@ -12,7 +12,7 @@ class Style(NamedTuple):
     symbol: str
     dash: str
     marker: str
-    line: str
+    line: str | tuple[int, tuple[int, ...]]
 
 
 # Okabe & Ito's colours, in an order that also alternates in lightness
@@ -21,8 +21,8 @@ STYLES = (
     Style("#D55E00", "square", "dash", "s", "--"),
     Style("#009E73", "triangle-up", "dashdot", "^", "-."),
     Style("#CC79A7", "diamond", "dot", "D", ":"),
-    Style("#E69F00", "triangle-down", "longdash", "v", (0, (8, 3))),  # type: ignore[arg-type]
-    Style("#56B4E9", "pentagon", "longdashdot", "p", (0, (8, 2, 2, 2))),  # type: ignore[arg-type]
+    Style("#E69F00", "triangle-down", "longdash", "v", (0, (8, 3))),
+    Style("#56B4E9", "pentagon", "longdashdot", "p", (0, (8, 2, 2, 2))),
     Style("#000000", "star", "solid", "*", "-"),
     Style("#8A7A00", "hexagon", "dash", "h", "--"),
 )
@@ -30,8 +30,6 @@ STYLES = (
 POINT, CURRENT, BASE, EXPERT, OTHER = "#0072B2", "#D55E00", "#1f2937", "#009E73", "#6b7280"
 FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Arial, sans-serif"
 INK, PALE, GRID = "#1f2937", "#6b7280", "#e5e7eb"
-SEQUENTIAL = "Cividis"
-"""Lightness rises all the way, for any eye and in grey."""
 
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"]}
 

@@ -190,7 +190,7 @@ def hypervolume(of: Measured, points: Sequence[Point], reference: Mapping[str, f
         reference: task -> value; default: 0 for accuracies; for others the worst value that is measured at a point, an
             expert or another model.
     """
-    import moocore
+    from paretomerge.evaluation import metrics  # moocore is slow to import, and most commands that make tables need none
 
     if not points:
         return None
@@ -200,11 +200,9 @@ def hypervolume(of: Measured, points: Sequence[Point], reference: Mapping[str, f
         for task, metric in of.metrics.items()
     }
     at = {task: (reference or {}).get(task, default[task]) for task in of.shown}
-    least = np.array([of.metrics[task].sign * at[task] for task in of.shown])
-    f = of.objectives(points)
-    exact = not (len(of.shown) >= 7 and len(points) > 100)  # beyond that the exact one takes minutes
-    compute = moocore.hypervolume if exact else moocore.hv_approx
-    return Volume(float(compute(-f, ref=-least)), at, len(points), exact)
+    least = [of.metrics[task].sign * at[task] for task in of.shown]
+    found = metrics.hypervolume(of.objectives(points), least, maximise=True)
+    return Volume(found.value, at, len(points), found.exact)
 
 
 def card_table(rows: Iterable[Row], tasks: Sequence[str], method: str) -> list[str]:

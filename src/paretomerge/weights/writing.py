@@ -108,9 +108,25 @@ def write_shards(
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """JSON as people read it, on disk when this returns."""
+    _write(path, _as_text(value))
+
+
+def replace_json(path: Path, value: Mapping[str, object]) -> None:
+    """The same, in the place of an old file: at any time one of the two is there, whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    write_text(path, _as_text(value))
+
+
+def _as_text(value: Mapping[str, object]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
 
@@ -124,7 +140,7 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        _write(temporary, text)
         os.replace(temporary, path)
     except OSError as error:
         with suppress(OSError):
