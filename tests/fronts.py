@@ -11,7 +11,8 @@ from paretomerge import api, preferences
 from paretomerge.evaluation.evaluate import standard_preferences
 from paretomerge.evaluation.queries import record
 from paretomerge.evaluation.results import Row
-from paretomerge.front import Front, load_front
+from paretomerge.front import Front
+from paretomerge.opening import load_front
 from paretomerge.weights.experts import load_experts
 
 

@@ -18,7 +18,8 @@ from benchmarks.claims.suite import Suite, Use, digest
 from paretomerge import api
 from paretomerge.evaluation.evaluate import measure
 from paretomerge.evaluation.tasks import Task
-from paretomerge.front import Front, front_of, load_front
+from paretomerge.front import Front, front_of
+from paretomerge.opening import load_front
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of

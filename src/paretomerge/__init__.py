@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paretomerge.api import fit, merge
     from paretomerge.errors import UserError
-    from paretomerge.front import Front, load_front
+    from paretomerge.front import Front
+    from paretomerge.opening import load_front
     from paretomerge.sets.pareto_set import ParetoSet
     from paretomerge.weights.experts import Experts, load_experts
     from paretomerge.weights.lazy import Weights
@@ -19,7 +20,7 @@ _HOMES = {
     "Weights": "weights.lazy",
     "merge": "api",
     "fit": "api",
-    "load_front": "front",
+    "load_front": "opening",
     "Front": "front",
     "ParetoSet": "sets.pareto_set",
     "UserError": "errors",

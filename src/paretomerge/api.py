@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from paretomerge.errors import UserError
 from paretomerge.fitting import FITS
 from paretomerge.fitting.searches import SEARCHES
-from paretomerge.front import Front, front_of, load_front
+from paretomerge.front import Front, front_of
 from paretomerge.merges import MERGES, MERGES_ON_DATA
+from paretomerge.opening import load_front
 from paretomerge.options import check_options, unknown
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts

@@ -146,7 +146,7 @@ def merge(
     from paretomerge import api
     from paretomerge.export.huggingface import write_model
     from paretomerge.export.lora import write_sum_of_adapters
-    from paretomerge.front import sources_of, versions
+    from paretomerge.provenance import sources_of, versions
     from paretomerge.weights.heads import head_of, heads_of
 
     experts = _loaded(plan, quiet)
@@ -299,7 +299,7 @@ def pick(
     """
     started = time.perf_counter()
     from paretomerge import preferences
-    from paretomerge.front import load_front
+    from paretomerge.opening import load_front
     from paretomerge.weights.writing import may_write
 
     plan = _recipe(None, dtype=dtype, shard_size=shard_size)

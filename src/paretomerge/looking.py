@@ -44,7 +44,7 @@ def evaluate(
     from paretomerge import api
     from paretomerge.evaluation.evaluate import evaluate_by, sampled, standard_preferences
     from paretomerge.evaluation.queries import record
-    from paretomerge.front import load_front
+    from paretomerge.opening import load_front
     from paretomerge.options import check_options
     from paretomerge.recipe import option_values, parse_pairs
     from paretomerge.search.judges import JUDGES, judge_of, kind_of
@@ -106,7 +106,7 @@ def select(
     from paretomerge.evaluation.dataspec import DataSpec
     from paretomerge.evaluation.evaluate import select_unseen
     from paretomerge.evaluation.tasks import load_task
-    from paretomerge.front import load_front
+    from paretomerge.opening import load_front
 
     opened = load_front(front)
     spec = DataSpec(path=unseen, classes=classes.split(",") if classes else None)
@@ -137,7 +137,7 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Say what a front holds: tasks, method, settings, what it stores, where it comes from."""
-    from paretomerge.front import load_front
+    from paretomerge.opening import load_front
 
     opened = load_front(front)
     facts = opened.summary()
@@ -171,7 +171,7 @@ def relocate(
     base: Annotated[str, typer.Option("--base", metavar="PATH", help="Where the base is now.")],
 ) -> None:
     """Let a front of LoRA experts, which refers to its base, find it in another place; the files must be the same."""
-    from paretomerge.provenance import relocate as moved
+    from paretomerge.verify import relocate as moved
 
     moved(front, base)
 
@@ -188,9 +188,9 @@ def verify(
 ) -> None:
     """Hash a front's files and its sources again, measure recorded numbers again (--data); exit 2 if something changed."""
     from paretomerge import api
-    from paretomerge.front import load_front
-    from paretomerge.provenance import failed, verify_files, verify_measured
+    from paretomerge.opening import load_front
     from paretomerge.recipe import parse_pairs
+    from paretomerge.verify import failed, verify_files, verify_measured
 
     opened = load_front(front)
     checks = verify_files(opened)

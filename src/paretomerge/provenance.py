@@ -1,119 +1,62 @@
-"""Whether a front, what it came from and what was measured of it are still what they were."""
+"""Where tensors come from: the files of each model and their SHA-256, and the libraries that computed with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import platform
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import evaluate
-from paretomerge.evaluation.tasks import Task
-from paretomerge.front import FACTS, Front, hashes_of, load_front
-from paretomerge.weights.checkpoint import open_checkpoint, read_json
-from paretomerge.weights.writing import replace_json
-
-TOLERANCE = 1e-6
-"""Of metrics measured again: same machine, same libraries, same numbers; other kernels may move a prediction or two."""
+from paretomerge.weights.adapter import Adapter
+from paretomerge.weights.checkpoint import Checkpoint
+from paretomerge.weights.experts import Experts
 
 
-class Check(NamedTuple):
-    """One thing that was looked at."""
-
-    what: str
-    """A file, or a measured number."""
-    state: Literal["same", "changed", "missing", "unknown"]
-    """unknown: nothing is recorded that it could be compared with."""
-    message: str = ""
-
-
-def verify_files(front: Front) -> list[Check]:
-    """Hash the front's own tensor files and its sources again, and compare with what is recorded.
-
-    Raises:
-        UserError: a front in memory.
-    """
-    if front.folder is None:
-        raise UserError("only a front in a folder can be verified: save it first")
-    recorded: dict[Path, str | None] = {front.folder / name: found for name, found in front.files.items()}
-    for source in [front.sources["base"], *front.sources["experts"].values()]:
-        path = Path(source["path"])
-        for name, found in source["files"].items():
-            recorded[path / name if path.name != name else path] = found
-    there = {file for file in recorded if file.is_file()}
-    now = hashes_of(file for file in there if recorded[file] is not None)
-    checks = []
-    for file, before in recorded.items():
-        if file not in there:
-            checks.append(Check(str(file), "missing", "not there any more"))
-        elif before is None:
-            checks.append(Check(str(file), "unknown", "no hash was recorded"))
-        else:
-            same = now[file] == before
-            checks.append(Check(str(file), "same" if same else "changed", "" if same else "other bytes than were recorded"))
-    return checks
-
-
-def verify_measured(
-    front: Front, tasks: Mapping[str, Task], points: int | None = None, *, say: Callable[[str], None] = lambda line: None
-) -> list[Check]:
-    """Measure recorded numbers again and compare.
-
-    Args:
-        front: the set, with its measured rows.
-        tasks: the inputs of the tasks that are to be looked at; those that were measured on.
-        points: how many preferences, evenly from all that are recorded; None: all.
-        say: is told what is measured.
-    """
-    rows = [row for row in front.measured if row["task"] in tasks and row["method"] == front.pareto_set.method]
-    recorded = list(dict.fromkeys(row["preference"] for row in rows))
-    count = len(recorded) if points is None else min(points, len(recorded))
-    chosen = [recorded[i * len(recorded) // count] for i in range(count)]
-    checks = []
-    for preference in chosen:
-        say(preference)
-        wanted = [row for row in rows if row["preference"] == preference]
-        again = {
-            row["task"]: row["value"]
-            for row in evaluate(front, [tasks[name] for name in dict.fromkeys(row["task"] for row in wanted)], [preference])
+def sources_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
+    """Where the tensors come from: the path of each model, its files, and their SHA-256 (``hashes``)."""
+    sources = {"": experts.base, **{expert.task: expert.source for expert in experts.experts}}
+    files: dict[str, list[Path]] = {
+        task: source.sources if isinstance(source, Checkpoint) else [source.file] if isinstance(source, Adapter) else []
+        for task, source in sources.items()
+    }
+    found = hashes_of(file for each in files.values() for file in each) if hashes else {}
+    described = {
+        task: {
+            "path": str(getattr(source, "path", "in memory")),
+            "files": {file.name: found.get(file) for file in files[task]},
         }
-        for row in wanted:
-            apart = abs(again[row["task"]] - row["value"])
-            what = f"{row['metric']} of {row['task']} at {preference}"
-            message = f"{row['value']:.6g} was recorded, {again[row['task']]:.6g} is measured"
-            same = apart <= TOLERANCE * max(1.0, abs(row["value"]))
-            checks.append(Check(what, "same" if same else "changed", "" if same else message))
-    return checks
+        for task, source in sources.items()
+    }
+    return {"base": described.pop(""), "experts": described}
 
 
-def failed(checks: Sequence[Check]) -> list[Check]:
-    """What is not as it was."""
-    return [check for check in checks if check.state in ("changed", "missing")]
+def versions() -> dict[str, str]:
+    """Of the libraries that computed the numbers."""
+    return {name: version(name) for name in ("paretomerge", "torch", "safetensors")} | {"python": platform.python_version()}
 
 
-def relocate(folder: str | Path, base: str | Path) -> None:
-    """Let a front that refers to its base (one of LoRA experts) find it in another place.
+def hashes_of(files: Iterable[Path]) -> dict[Path, str]:
+    """SHA-256 of the files' bytes, in hexadecimal."""
+    ordered = sorted(set(files))
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(ordered, pool.map(_sha256, ordered), strict=True))
 
-    Args:
-        folder: the front.
-        base: the base's new folder; it must hold the same files, by their SHA-256 where the front has recorded that.
 
-    Raises:
-        UserError: a front that holds its base itself, or another base.
-    """
-    folder = Path(folder).expanduser()
-    front = load_front(folder, base=base)  # its tensors fit
-    there = open_checkpoint(base)
-    files = front.sources["base"]["files"]
-    if {file.name for file in there.sources} != set(files):
-        raise UserError(f"{base}: has other files than the front's base: {', '.join(sorted(files))}")
-    for file in there.sources:
-        if files[file.name] not in (None, hashes_of([file])[file]):
-            raise UserError(f"{file}: is not the file that the front was made from: name the same base")
-    where = str(there.path.resolve())
-    facts = read_json(folder / FACTS)
-    facts["sources"]["base"]["path"] = facts["origin"] = where
-    replace_json(
-        folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where}
-    )
-    replace_json(folder / FACTS, facts)
+def _sha256(file: Path) -> str:
+    try:
+        facts = file.stat()
+        return _read_sha256(file, facts.st_size, facts.st_mtime_ns)
+    except OSError as error:  # vanished since it was opened
+        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
+
+
+@cache
+def _read_sha256(file: Path, size: int, time: int) -> str:
+    """Once for each state of a file: a search asks for it, and the front that it makes again."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

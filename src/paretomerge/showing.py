@@ -28,7 +28,7 @@ def explore(
     if find_spec("gradio") is None:
         raise UserError("explore needs gradio: pip install 'paretomerge[app]'")
     from paretomerge.app.serve import LOCAL, serve
-    from paretomerge.front import load_front
+    from paretomerge.opening import load_front
 
     opened = load_front(front)
 
@@ -62,7 +62,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write one HTML file that says all about a front: tables, figures, provenance; it opens without a network."""
-    from paretomerge.front import load_front
+    from paretomerge.opening import load_front
     from paretomerge.recipe import parse_numbers
     from paretomerge.report.page import gather, html
     from paretomerge.weights.writing import write_text

@@ -49,7 +49,7 @@ dtype: bfloat16
 tokenizer_source: base
 """
 IDENTITY = {"kind": "command"}
-RUN = {"lr": 0.1, "steps": 3}
+RUN = {"lr": 0.1, "steps": 3, "patience": 2}
 
 
 class Phi:

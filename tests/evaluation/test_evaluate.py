@@ -20,7 +20,8 @@ from paretomerge.evaluation.inputs import TensorInputs
 from paretomerge.evaluation.queries import best_with, knee, record
 from paretomerge.evaluation.results import Row
 from paretomerge.evaluation.tasks import DataSpec, Task, load_task
-from paretomerge.front import Front, load_front
+from paretomerge.front import Front
+from paretomerge.opening import load_front
 from paretomerge.weights import shared_models
 from paretomerge.weights.experts import load_experts
 from task_data import REVIEWS, companions, config, paint, write_csv

@@ -9,7 +9,8 @@ import torch
 
 from paretomerge.errors import UserError
 from paretomerge.fitting.searches import SEARCHES
-from paretomerge.front import front_of, load_front
+from paretomerge.front import front_of
+from paretomerge.opening import load_front
 from paretomerge.options import check_options
 from search_data import Known
 from states import family, opened

@@ -12,7 +12,8 @@ from typing import Any
 
 from paretomerge.errors import UserError
 from paretomerge.evaluation.queries import knee
-from paretomerge.front import FACTS, Front, versions
+from paretomerge.front import FACTS, Front
+from paretomerge.provenance import versions
 from paretomerge.report import figures
 from paretomerge.report.layers import Changes, changes
 from paretomerge.report.routing import routing

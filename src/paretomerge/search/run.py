@@ -19,7 +19,7 @@ from paretomerge.evaluation.evaluate import sampled, standard_preferences
 from paretomerge.evaluation.parallel import pool_of
 from paretomerge.evaluation.results import Row
 from paretomerge.evaluation.work import Judge, Work
-from paretomerge.front import sources_of
+from paretomerge.provenance import sources_of
 from paretomerge.search.evaluations import Evaluations, Report
 from paretomerge.search.merged import ingredients_of
 from paretomerge.search.objective import Objective

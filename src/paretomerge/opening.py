@@ -1,0 +1,133 @@
+"""A front's folder, opened: what ``pareto_set.json`` must hold, and the front that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self, cast
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from paretomerge import preferences
+from paretomerge.errors import UserError
+from paretomerge.evaluation.results import Row
+from paretomerge.front import FACTS, FORMAT, HEADS, TENSORS, Front
+from paretomerge.merges.linear import task_arithmetic
+from paretomerge.options import shown
+from paretomerge.sets import SETS
+from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_json
+from paretomerge.weights.experts import load_experts
+from paretomerge.weights.heads import Head
+from paretomerge.weights.lazy import Weights
+
+
+class _Head(BaseModel):
+    prefix: str
+    lacks: list[str]
+
+
+class _Source(BaseModel):
+    path: str
+    files: dict[str, str | None]
+
+
+class _Sources(BaseModel):
+    base: _Source
+    experts: dict[str, _Source]
+
+
+class _Row(BaseModel):
+    method: str
+    preference: str
+    task: str
+    metric: str
+    value: float
+    split: Literal["held-out", "transductive"]
+    seed: int
+    larger_is_better: bool | None = None
+
+
+class _Facts(BaseModel):
+    """What ``pareto_set.json`` must hold; the file may come from anywhere."""
+
+    method: str
+    tasks: list[str]
+    settings: dict[str, Any]
+    set: dict[str, Any]
+    heads: dict[str, _Head]
+    sources: _Sources
+    files: dict[str, str] = {}
+    """The front's own tensor files and their SHA-256."""
+    origin: str | None = None
+    """Where the base is, if the front does not hold it."""
+    measured: list[_Row] = []
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        for task in self.tasks:
+            preferences.check_task(task)  # it becomes part of a path
+        for name in (*self.files, *(n for s in (self.sources.base, *self.sources.experts.values()) for n in s.files)):
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\0" in name or not name:
+                raise ValueError(f"files: {name[:80]!r} leads out of its folder")
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks) or not self.heads.keys() <= set(self.tasks):
+            raise ValueError("tasks must be different, and every head must be that of a task")
+        return self
+
+
+def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
+    """Open a front folder; tensors are read when they are needed.
+
+    Args:
+        folder: the front.
+        base: of a front that refers to its base, where that is now; None: where it was.
+
+    Raises:
+        UserError: no front there, one of a later format, or one that is damaged.
+    """
+    folder = Path(folder).expanduser()
+    if not (folder / FACTS).exists():
+        raise UserError(f"{folder}: not a front (no {FACTS} in it): make one with paretomerge fit")
+    raw = read_json(folder / FACTS)
+    if raw.get("format") != FORMAT:
+        raise UserError(f"{folder / FACTS}: format {shown(raw.get('format'))}; this version reads {FORMAT}: update paretomerge")
+    tensors = Checkpoint(folder / TENSORS, [folder / TENSORS], {})
+    try:
+        facts = _Facts.model_validate(raw)
+        equal, config = _equal_model(folder, facts.origin, base)
+        pareto_set = SETS[facts.method].restored(facts.tasks, equal, facts.settings, tensors, facts.set)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise UserError(f"{folder / FACTS}: damaged ({_reason(error)}): fit the front again") from error
+    heads = {}
+    for task, head in facts.heads.items():
+        file = folder / HEADS / task / "head.safetensors"
+        own = read_json(file.with_name("config.json"))
+        heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks))
+        pareto_set.on_head(task, heads[task].tensors, pareto_set.equal.tolist())  # does it fit?
+    measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
+    return Front(pareto_set, config, heads, facts.sources.model_dump(), folder, folder, facts.files, measured)
+
+
+def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> tuple[Weights, Mapping[str, Any]]:
+    """The equal-preference model of a front folder, and its configuration: a checkpoint, or an adapter on its origin."""
+    if origin is None:
+        if base is not None:
+            raise UserError(f"{folder}: holds its base itself: leave the base out")
+        checkpoint = open_checkpoint(folder)
+        return checkpoint, checkpoint.config
+    try:
+        start = open_checkpoint(base or origin)
+    except UserError as error:
+        if base is not None:
+            raise
+        cure = f"paretomerge relocate {folder} --base PATH, if it was moved"
+        raise UserError(f"{folder / FACTS}: refers to a base that cannot be opened ({error}): {cure}") from error
+    experts = load_experts(start.path, {"equal": folder})
+    return task_arithmetic(experts, scale=1.0), start.config
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a damaged front, in one line."""
+    if not isinstance(error, ValidationError):
+        return repr(error) if isinstance(error, LookupError) else " ".join(str(error).split())
+    first = error.errors()[0]
+    return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)

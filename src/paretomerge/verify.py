@@ -1,0 +1,121 @@
+"""Whether a front, what it came from and what was measured of it are still what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from paretomerge.errors import UserError
+from paretomerge.evaluation.evaluate import evaluate
+from paretomerge.evaluation.tasks import Task
+from paretomerge.front import FACTS, Front
+from paretomerge.opening import load_front
+from paretomerge.provenance import hashes_of
+from paretomerge.weights.checkpoint import open_checkpoint, read_json
+from paretomerge.weights.writing import replace_json
+
+TOLERANCE = 1e-6
+"""Of metrics measured again: same machine, same libraries, same numbers; other kernels may move a prediction or two."""
+
+
+class Check(NamedTuple):
+    """One thing that was looked at."""
+
+    what: str
+    """A file, or a measured number."""
+    state: Literal["same", "changed", "missing", "unknown"]
+    """unknown: nothing is recorded that it could be compared with."""
+    message: str = ""
+
+
+def verify_files(front: Front) -> list[Check]:
+    """Hash the front's own tensor files and its sources again, and compare with what is recorded.
+
+    Raises:
+        UserError: a front in memory.
+    """
+    if front.folder is None:
+        raise UserError("only a front in a folder can be verified: save it first")
+    recorded: dict[Path, str | None] = {front.folder / name: found for name, found in front.files.items()}
+    for source in [front.sources["base"], *front.sources["experts"].values()]:
+        path = Path(source["path"])
+        for name, found in source["files"].items():
+            recorded[path / name if path.name != name else path] = found
+    there = {file for file in recorded if file.is_file()}
+    now = hashes_of(file for file in there if recorded[file] is not None)
+    checks = []
+    for file, before in recorded.items():
+        if file not in there:
+            checks.append(Check(str(file), "missing", "not there any more"))
+        elif before is None:
+            checks.append(Check(str(file), "unknown", "no hash was recorded"))
+        else:
+            same = now[file] == before
+            checks.append(Check(str(file), "same" if same else "changed", "" if same else "other bytes than were recorded"))
+    return checks
+
+
+def verify_measured(
+    front: Front, tasks: Mapping[str, Task], points: int | None = None, *, say: Callable[[str], None] = lambda line: None
+) -> list[Check]:
+    """Measure recorded numbers again and compare.
+
+    Args:
+        front: the set, with its measured rows.
+        tasks: the inputs of the tasks that are to be looked at; those that were measured on.
+        points: how many preferences, evenly from all that are recorded; None: all.
+        say: is told what is measured.
+    """
+    rows = [row for row in front.measured if row["task"] in tasks and row["method"] == front.pareto_set.method]
+    recorded = list(dict.fromkeys(row["preference"] for row in rows))
+    count = len(recorded) if points is None else min(points, len(recorded))
+    chosen = [recorded[i * len(recorded) // count] for i in range(count)]
+    checks = []
+    for preference in chosen:
+        say(preference)
+        wanted = [row for row in rows if row["preference"] == preference]
+        again = {
+            row["task"]: row["value"]
+            for row in evaluate(front, [tasks[name] for name in dict.fromkeys(row["task"] for row in wanted)], [preference])
+        }
+        for row in wanted:
+            apart = abs(again[row["task"]] - row["value"])
+            what = f"{row['metric']} of {row['task']} at {preference}"
+            message = f"{row['value']:.6g} was recorded, {again[row['task']]:.6g} is measured"
+            same = apart <= TOLERANCE * max(1.0, abs(row["value"]))
+            checks.append(Check(what, "same" if same else "changed", "" if same else message))
+    return checks
+
+
+def failed(checks: Sequence[Check]) -> list[Check]:
+    """What is not as it was."""
+    return [check for check in checks if check.state in ("changed", "missing")]
+
+
+def relocate(folder: str | Path, base: str | Path) -> None:
+    """Let a front that refers to its base (one of LoRA experts) find it in another place.
+
+    Args:
+        folder: the front.
+        base: the base's new folder; it must hold the same files, by their SHA-256 where the front has recorded that.
+
+    Raises:
+        UserError: a front that holds its base itself, or another base.
+    """
+    folder = Path(folder).expanduser()
+    front = load_front(folder, base=base)  # its tensors fit
+    there = open_checkpoint(base)
+    files = front.sources["base"]["files"]
+    if {file.name for file in there.sources} != set(files):
+        raise UserError(f"{base}: has other files than the front's base: {', '.join(sorted(files))}")
+    for file in there.sources:
+        if files[file.name] not in (None, hashes_of([file])[file]):
+            raise UserError(f"{file}: is not the file that the front was made from: name the same base")
+    where = str(there.path.resolve())
+    facts = read_json(folder / FACTS)
+    facts["sources"]["base"]["path"] = facts["origin"] = where
+    replace_json(
+        folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where}
+    )
+    replace_json(folder / FACTS, facts)
