@@ -16,6 +16,8 @@ PAIR = ("greek", "cyrillic")
 UNSEEN = (("mnist", "georgian"), ("digits", "hebrew"))
 """Table c's tasks that are not merged, twice, as in the paper's tables 3 and 4."""
 RANKS = (1, 2, 4, 8, 16, 32, 64)
+FOUR = ("mnist", "greek", "arabic", "georgian")
+"""Table j's tasks: half the suite, for half the cost."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,19 @@ def ranks(mode: str) -> Table:
     return Table("e", "Rank, and outer products instead of the tensor", "Pareto Merging, figures 6 and 12", cells, note=note)
 
 
+def objectives(mode: str) -> Table:
+    steps = methods.STEPS // 2
+    chosen = [
+        methods.fitted(f"{objective}, {start} start, rank {r}", objective=objective, start=start, rank=r, steps=steps)
+        for objective in ("entropy", "infomax", "distill")
+        for start in ("kaiming", "closed-form")
+        for r in (4, 16)
+    ]
+    cells = _cells(vision.suite(), [methods.SINGLE[2], methods.SOUPS, *chosen], mode, tasks=FOUR)
+    note = f"Four tasks, {steps} steps, all else as in the recommended preset: λ 1/K, all matrices, linear scalarisation."
+    return Table("j", "Objective, start and rank of Pareto Merging's fit", "none", cells, note=note)
+
+
 def footing(mode: str) -> Table:
     chosen = [
         methods.SINGLE[2], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL, methods.ADA, methods.PAPER, methods.ADA_DISTILLED,
@@ -153,6 +168,6 @@ def languages(mode: str) -> Table:
 
 
 TABLES: dict[str, Callable[[str], Table]] = {
-    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "wide": wider, "text": texts,
-    "language": languages,
+    "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "j": objectives, "wide": wider,
+    "text": texts, "language": languages,
 }  # fmt: skip
