@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.claims import papers
 from benchmarks.claims.cells import Results
-from benchmarks.claims.tables import Table
+from benchmarks.claims.table import Table
 from paretomerge import preferences
 
 KINDS = {"equal": "equal", "priority": "priority", "only": "one-hot"}

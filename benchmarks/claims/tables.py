@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from benchmarks.claims import language, methods, text, vision
-from benchmarks.claims.cells import SAMPLE, Cell
-from benchmarks.claims.methods import Method
-from benchmarks.claims.suite import Suite, Use
+from benchmarks.claims.cells import SAMPLE
+from benchmarks.claims.table import Table, cells_of
 
-SEEDS = {"full": (0, 1, 2), "quick": (0,)}
 PAIR = ("greek", "cyrillic")
 """Table d's two tasks: of one kind, in different domains."""
 UNSEEN = (("mnist", "georgian"), ("digits", "hebrew"))
@@ -20,39 +17,11 @@ FOUR = ("mnist", "greek", "arabic", "georgian")
 """Table j's tasks: half the suite, for half the cost."""
 
 
-@dataclass(frozen=True)
-class Table:
-    """What a table is about, and its cells."""
-
-    name: str
-    title: str
-    paper: str
-    cells: list[Cell] = field(repr=False)
-    layout: str = "accuracy"
-    note: str = ""
-
-
-def _cells(
-    suite: Suite, chosen: Sequence[Method], mode: str, uses: Sequence[Use] = ("held-out",), seeds: int = 3, **more
-) -> list[Cell]:
-    """Every method with every use and, where the seed matters, several; a first seed of all methods comes first.
-
-    Transductive is only what is fitted: all else is the same on the same inputs.
-    """
-    return [
-        Cell(suite, method, use, seed, mode=mode, **more)
-        for use in uses
-        for seed in SEEDS[mode][: seeds if use == "held-out" else 1]
-        for method in chosen
-        if (use == "held-out" or method.fitted) and (method.seeded or seed == 0)
-    ]
-
-
 def accuracy(mode: str) -> Table:
     chosen = [
         methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE, methods.SOUPS, methods.SOUPS_03, *methods.CLOSED, *methods.FITTED
     ]  # fmt: skip
-    cells = _cells(vision.suite(), chosen, mode, ("held-out", "transductive"))
+    cells = cells_of(vision.suite(), chosen, mode, ("held-out", "transductive"))
     note = (
         f"Fits run {methods.STEPS} steps. `paper`: the paper's settings (`--preset paper`). Last column: the paper's mean, of "
         "CLIP ViT-B/32 on eight other tasks."
@@ -63,7 +32,7 @@ def accuracy(mode: str) -> Table:
 def cost(mode: str) -> Table:
     chosen = [methods.SINGLE[2], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL, *methods.FITTED]
     return Table(
-        "b", "What making and keeping costs", "Pareto Merging, table 1", _cells(vision.suite(), chosen, mode), layout="cost"
+        "b", "What making and keeping costs", "Pareto Merging, table 1", cells_of(vision.suite(), chosen, mode), layout="cost"
     )
 
 
@@ -81,7 +50,7 @@ def unseen(mode: str) -> Table:
     cells = []
     for left_out in UNSEEN:
         seen = tuple(task for task in suite.tasks if task not in left_out)
-        cells += _cells(suite, chosen, mode, tasks=seen, how="unseen", seeds=1)
+        cells += cells_of(suite, chosen, mode, tasks=seen, how="unseen", seeds=1)
     return Table("c", "Tasks that no expert knows", "Pareto Merging, tables 3 and 4", cells, layout="unseen")
 
 
@@ -90,7 +59,7 @@ def two_tasks(mode: str) -> Table:
         methods.EXPERTS, methods.SINGLE[3], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL,
         methods.ADA, methods.PAPER, methods.ADA_DISTILLED, methods.PM, methods.STEERED, methods.MAP_TWO,
     ]  # fmt: skip
-    cells = _cells(vision.suite(), chosen, mode, tasks=PAIR, how="line")
+    cells = cells_of(vision.suite(), chosen, mode, tasks=PAIR, how="line")
     return Table("d", f"Two tasks, eleven preferences: {' and '.join(PAIR)}", "Pareto Merging, figures 4 and 8", cells, "line")
 
 
@@ -102,7 +71,7 @@ def ranks(mode: str) -> Table:
         methods.fitted(f"PM, distilled, rank 16, short, {name}", structure=name, rank=16, steps=steps)
         for name in ("outer-1", "outer-2")
     ]
-    cells = _cells(vision.suite(), [*closed, *fitted, *structures], mode, seeds=2)
+    cells = cells_of(vision.suite(), [*closed, *fitted, *structures], mode, seeds=2)
     note = f"Short: {steps} steps. Without data and distilled: all matrices are targets, the start is the closed form."
     return Table("e", "Rank, and outer products instead of the tensor", "Pareto Merging, figures 6 and 12", cells, note=note)
 
@@ -115,7 +84,7 @@ def objectives(mode: str) -> Table:
         for start in ("kaiming", "closed-form")
         for r in (4, 16)
     ]
-    cells = _cells(vision.suite(), [methods.SINGLE[2], methods.SOUPS, *chosen], mode, tasks=FOUR)
+    cells = cells_of(vision.suite(), [methods.SINGLE[2], methods.SOUPS, *chosen], mode, tasks=FOUR)
     note = f"Four tasks, {steps} steps, all else as in the recommended preset: λ 1/K, all matrices, linear scalarisation."
     return Table("j", "Objective, start and rank of Pareto Merging's fit", "none", cells, note=note)
 
@@ -135,7 +104,7 @@ def footing(mode: str) -> Table:
         "i",
         "Every set on the same footing",
         "none",
-        _cells(vision.suite(), chosen, mode, how="spread", seeds=1),
+        cells_of(vision.suite(), chosen, mode, how="spread", seeds=1),
         "spread",
         note,
     )
@@ -146,13 +115,13 @@ def wider(mode: str) -> Table:
         methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:3], methods.SINGLE[4], methods.SOUPS, methods.PM_TA,
         methods.PM_TA_ALL, methods.PM,
     ]  # fmt: skip
-    cells = _cells(vision.suite(192), chosen, mode, seeds=1)
+    cells = cells_of(vision.suite(192), chosen, mode, seeds=1)
     return Table("wide", "The same tasks on a wider transformer (2.7 M)", "Pareto Merging, table 6 (ViT-L/14)", cells)
 
 
 def texts(mode: str) -> Table:
     chosen = [methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:3], methods.SINGLE[4], methods.SOUPS, methods.PM_TA_ALL]
-    return Table("text", "Five text tasks on MiniLM: accuracy", "no table of a paper", _cells(text.suite(), chosen, mode))
+    return Table("text", "Five text tasks on MiniLM: accuracy", "no table of a paper", cells_of(text.suite(), chosen, mode))
 
 
 def languages(mode: str) -> Table:
@@ -163,7 +132,7 @@ def languages(mode: str) -> Table:
         "language",
         "Four languages, a small GPT-2: perplexity",
         "MAP, table 7 (Llama-3)",
-        _cells(language.suite(), chosen, mode),
+        cells_of(language.suite(), chosen, mode),
     )
 
 

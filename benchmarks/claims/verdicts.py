@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from benchmarks.claims import papers
 from benchmarks.claims.cells import Results
 from benchmarks.claims.report import Number, numbers
-from benchmarks.claims.tables import Table
+from benchmarks.claims.table import Table
 
 PM = "Pareto Merging"
 Side = tuple[str, str]

@@ -10,7 +10,7 @@ import task_data
 from benchmarks.claims import cells, methods, report, tables, verdicts
 from benchmarks.claims.report import Number
 from benchmarks.claims.suite import Suite, stamp
-from benchmarks.claims.tables import Table
+from benchmarks.claims.table import Table
 
 
 @pytest.fixture(scope="module")
