@@ -21,9 +21,9 @@ from paretomerge.sets.routed import Routed
 
 How = Literal["standard", "line", "spread", "unseen"]
 """standard: equal at every task, priority and one-hot at the task preferred; line: 11 preferences between two tasks;
-spread: equal, one-hot and 30 preferences from all of the simplex, every task, fewer inputs;
+spread: equal, one-hot and 20 preferences from all of the simplex, every task, fewer inputs;
 unseen: for tasks that are not merged, equal and the preference chosen by entropy."""
-SAMPLE = {"full": 30, "quick": 6}
+SAMPLE = {"full": 20, "quick": 6}
 BATCH = 250
 
 

@@ -28,7 +28,7 @@ from paretomerge.weights.lazy import Weights
 LIMIT = {"full": None, "quick": 200}
 """Inputs a task, to fit on and to measure on."""
 FRONTS = CACHE / "claims" / "fronts"
-FEW = 300
+FEW = 200
 """Where a front is measured at many preferences."""
 
 
@@ -248,7 +248,7 @@ CLOSED = [
     closed_form("PM on TSV-M, all matrices", "tsv", {}, targets="all"),
     closed_form("PM on Iso-C, all matrices", "iso_c", {}, targets="all"),
 ]
-STEPS = 200
+STEPS = 150
 """Of a fit in the tables; the library's default for Pareto Merging is 600, AdaMerging's paper has 500."""
 ADA = fitted("AdaMerging", "adamerging", steps=STEPS)
 ADA_TIES = fitted("AdaMerging + TIES", "adamerging", steps=STEPS, ties=0.2)
