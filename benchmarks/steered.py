@@ -4,11 +4,11 @@
     .venv/bin/python benchmarks/steered.py --only "PM" --seeds 0
     .venv/bin/python benchmarks/steered.py --show               # the table of the results as they are
 
-Every fit is distilled on the same unlabelled images with one recipe (batch 16, cosine, skipping below 0.01): Adam 2e-3,
-γ ~ Dir(0.3) and every fourth step equal for Pareto Merging and steered sets; Adam 1e-2, γ ~ Dir(1) for the routers. A steered
-set of no steps at rank R is the soup of truncated task vectors. Accuracy on task k at equal preference, at half of γ on k, at
-all of γ on k, averaged over the tasks; mean and deviation over seeds. Results are kept run by run, and runs that are there are
-not made again.
+Every fit is distilled on the same unlabelled images with one recipe (batch 16, cosine, skipping below 0.01): Adam 2e-3, γ ~
+Dir(0.3) and every fourth step equal for Pareto Merging and steered sets; Adam 1e-2, γ ~ Dir(1) for the routers, which start at
+task arithmetic as in the paper, or at the soup. A steered set of no steps at rank R is the soup of truncated task vectors.
+Accuracy on task k at equal preference, at half of γ on k, at all of γ on k, averaged over the tasks; mean and deviation over
+seeds. Results are kept run by run, and runs that are there are not made again.
 """
 
 import argparse
@@ -52,9 +52,17 @@ def cases(steps: int) -> dict[str, tuple[bool, Callable[[Demo, int], Front]]]:
     }
     made |= {f"soup, R {rank}": (False, fitted("steered", steps=0, rank=0, task_vector_rank=rank)) for rank in RANKS}
     made |= {"PM": (True, fitted("pareto-merging")), "steered": (True, fitted("steered"))}
-    made |= {"PWE MLP": (True, fitted("pwe-moe", modules="mlp")), "PWE attn+MLP": (True, fitted("pwe-moe"))}
+    start = {"start": "task-arithmetic", "scale": 0.3}
+    made |= {"PWE MLP": (True, fitted("pwe-moe", modules="mlp", **start)), "PWE attn+MLP": (True, fitted("pwe-moe", **start))}
+    made |= {
+        "PWE MLP, from the soup": (True, fitted("pwe-moe", modules="mlp")),
+        "PWE attn+MLP, from the soup": (True, fitted("pwe-moe")),
+    }
     made |= {f"steered, R {rank}": (True, fitted("steered", task_vector_rank=rank)) for rank in RANKS}
-    made |= {"steered, no low rank": (True, fitted("steered", rank=0)), "PWE all": (True, fitted("pwe-moe", modules="all"))}
+    made |= {
+        "steered, no low rank": (True, fitted("steered", rank=0)),
+        "PWE all": (True, fitted("pwe-moe", modules="all", **start)),
+    }
     return made
 
 

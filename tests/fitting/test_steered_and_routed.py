@@ -167,7 +167,7 @@ def test_steering_learns_more_than_the_soup_knows(folder):
 
 
 def test_routers_start_near_lambda(folder, learned):
-    front = fit(folder / "vit", "pwe-moe", steps=0)
+    front = fit(folder / "vit", "pwe-moe", start="task-arithmetic", steps=0)
     (of,) = learned
     assert of.view("b1").abs().max() == 0 and of.view("b2").unique().tolist() == [pytest.approx(0.6)]  # two tasks
     for part in ("W1", "W2"):
@@ -177,6 +177,24 @@ def test_routers_start_near_lambda(folder, learned):
     merged = api.merge(experts, "task_arithmetic", scale=0.6)
     for gamma in PREFERENCES:
         assert_close(front.at(gamma), {name: merged[name] for name in experts.merged}, 1e-3)
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_routers_start_near_the_soup(folder, learned, scale):
+    front = fit(folder / "vit", "pwe-moe", steps=0, scale=scale)
+    (of,) = learned
+    assert front.pareto_set.settings["scale"] == (scale or 0.5)
+    soup = api.fit(fit_data.experts(folder / "vit"), "soup", scale=scale, hashes=False)
+    merged = soup.at("equal")
+    varying = set(front.pareto_set.varying)
+    assert varying < set(soup.pareto_set.varying)
+    for gamma in PREFERENCES:
+        expected = {name: soup.at(gamma)[name] if name in varying else merged[name] for name in soup.pareto_set.varying}
+        assert_close(front.at(gamma), expected, 1e-3)
+    for part in ("W1", "W2"):  # as many units that learn from small numbers, as in the paper
+        view = of.view(part)
+        rest = view[:, 2:] if part == "W1" else view[:, :, 2:]
+        assert 0.005 < float(rest.std()) < 0.015
 
 
 def test_the_rest_is_task_arithmetic(folder, learned):

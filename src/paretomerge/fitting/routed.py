@@ -24,8 +24,8 @@ from paretomerge.weights.live import device_of
 from paretomerge.weights.vectors import add
 
 PAPER: dict[str, Any] = {
-    "modules": "mlp", "objective": "cross-entropy", "batch": 16, "steps": 4000, "lr": 1e-2, "schedule": "cosine", "alpha": 1.0,
-    "equal_every": 0, "scalarization": "linear", "skip_below": 0.0,
+    "modules": "mlp", "start": "task-arithmetic", "objective": "cross-entropy", "batch": 16, "steps": 4000, "lr": 1e-2,
+    "schedule": "cosine", "alpha": 1.0, "equal_every": 0, "scalarization": "linear", "skip_below": 0.0,
 }  # fmt: skip
 """The settings of the paper's experiments (Tang et al. 2024): LS, up-scaled MLPs; labels are needed."""
 
@@ -36,6 +36,7 @@ def pwe_moe(
     *,
     modules: str | Sequence[str] = "attention+mlp",
     objective: Literal["distill", "infomax", "entropy", "features", "cross-entropy"] = "distill",
+    start: Literal["soup", "task-arithmetic"] = "soup",
     scale: float | None = None,
     store_task_vectors: Literal["base", "float32", "bfloat16"] = "base",
     steps: int = 600,
@@ -63,7 +64,8 @@ def pwe_moe(
 ) -> Routed:
     """PWE-MoE (Tang et al. 2024): φ_m(γ) = φ₀_m + Σ_k R_m(γ)_k v_km, a router R_m for each upscaled module m.
 
-    The rest is task arithmetic with λ. Routers start near λ: weights N(0, 0.01²), first bias 0, last bias λ.
+    The rest is task arithmetic with λ. The paper's routers start near λ at every preference: weights N(0, 0.01²), first bias
+    0, last bias λ. By default half of the hidden units carry the preference, so that they start near the soup K λ γ.
 
     Args:
         experts: base and experts.
@@ -71,7 +73,8 @@ def pwe_moe(
         modules: what is upscaled: ``"mlp"`` (the paper's first choice), ``"attention+mlp"``, ``"attention"``, ``"all"`` (norms
             and embeddings, too: what the paper's Attn+MLP comes to, by the 65 routers of its table 8), or globs of modules.
         objective: ``"distill"`` and others without labels, or ``"cross-entropy"``: the paper's.
-        scale: λ; None: the paper's, 0.3, and 0.6 for two tasks.
+        start: what the routers answer before the first step: ``"soup"``, or ``"task-arithmetic"`` as in the paper.
+        scale: λ; None: 1/K for the soup (Rewarded Soups); for the other start the paper's, 0.3, and 0.6 for two tasks.
         store_task_vectors: their dtype on disk (``"base"``: that of the base's tensors); bfloat16 halves memory, too. The
             factors of LoRA experts stay as they are, in fp32.
         steps: number of steps.
@@ -112,7 +115,7 @@ def pwe_moe(
     settings = Settings(**{name: value for name, value in options.items() if name in names})
     on = device_of(device)
     n_tasks = len(experts)
-    lam = scale if scale is not None else 0.6 if n_tasks == 2 else 0.3
+    lam = scale if scale is not None else 1 / n_tasks if start == "soup" else 0.6 if n_tasks == 2 else 0.3
     chosen = choose_modules(experts.infos, experts.merged, modules)
     facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
     if resume:
@@ -131,7 +134,7 @@ def pwe_moe(
     kept = keep(problem.base, problem.task_vectors, experts.infos, lam, None, dtype, seed)
     problem.task_vectors = {}
     learned = Learned(kept.base, kept.vectors, (), kind="routed", groups=chosen)
-    start_(learned, lam, seed)
+    start_(learned, lam, seed, soup=start == "soup")
     say(f"{len(chosen)} routers, {len(learned.phi)} parameters, of {len(upscaled)} tensors")
     say_coverage(experts.tasks, settings, say)
     fit_(
@@ -152,10 +155,18 @@ def pwe_moe(
 
 
 @torch.no_grad()
-def start_(learned: Learned, scale: float, seed: int) -> None:
-    """Routers that answer about λ to every preference: W₁, W₂ ~ N(0, 0.01²), b₁ = 0, b₂ = λ."""
+def start_(learned: Learned, scale: float, seed: int, soup: bool = False) -> None:
+    """Routers that answer about λ to every preference: W₁, W₂ ~ N(0, 0.01²), b₁ = 0, b₂ = λ.
+
+    ``soup``: about K λ γ. K of the 2K hidden units pass γ on (W₁ = I, W₂ = K λ I), the others start as above, and b₂ = 0.
+    """
     generator = torch.Generator().manual_seed(seed_of(seed, 0, 0))
     for part in ("W1", "W2"):
         view = learned.view(part)
         view.copy_(0.01 * torch.randn(view.shape, generator=generator))
-    learned.view("b2").fill_(scale)
+    if not soup:
+        learned.view("b2").fill_(scale)
+        return
+    k = learned.n_tasks
+    learned.view("W1")[:, :k] = torch.eye(k)
+    learned.view("W2")[:, :, :k] = k * scale * torch.eye(k)
