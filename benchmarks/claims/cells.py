@@ -17,6 +17,7 @@ from paretomerge import preferences
 from paretomerge.evaluation.evaluate import evaluate, measure, sampled, select_unseen
 from paretomerge.evaluation.results import Row
 from paretomerge.front import Front
+from paretomerge.report.routing import routing
 from paretomerge.sets.routed import Routed
 
 How = Literal["standard", "line", "spread", "unseen"]
@@ -64,15 +65,20 @@ def run(cell: Cell) -> dict[str, Any]:
         "key": cell.key, "suite": cell.suite.name, "method": cell.method.name, "use": cell.use, "seed": cell.seed,
         "how": cell.how, "mode": cell.mode, "tasks": list(cell.names), "cost": cost,
         "took_cpu_s": round(time.process_time() - started, 1),
-        "stored": {"base": parameters["base"], "added": parameters["added"], "routers": _routers(front)},
-        "inputs": _measured_on(cell), "rows": rows,
+        "stored": {"base": parameters["base"], "added": parameters["added"]}, "inputs": _measured_on(cell), "rows": rows,
+        **_routers(front),
     }  # fmt: skip
 
 
-def _routers(front: Front) -> int:
-    """What PWE-MoE trains."""
+def _routers(front: Front) -> dict[str, Any]:
+    """Of PWE-MoE: how many numbers were trained, and what the routers answer at one-hot preferences."""
     found = front.pareto_set
-    return sum(part.numel() for part in found.coefficients.parts.values()) if isinstance(found, Routed) else 0
+    if not isinstance(found, Routed):
+        return {}
+    answers = routing(found)
+    weights = [[[round(c, 4) for c in module] for module in at] for at in answers.weights.tolist()]
+    trained = sum(part.numel() for part in found.coefficients.parts.values())
+    return {"trained": trained, "routing": {"modules": answers.modules, "weights": weights}}
 
 
 def _measured_on(cell: Cell) -> dict[str, int]:

@@ -12,12 +12,15 @@ from typing import Any
 
 import moocore
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
 from benchmarks.claims import papers
 from benchmarks.claims.cells import Results
 from benchmarks.claims.table import Table
 from paretomerge import preferences
+from paretomerge.report.plots import routing_figure as draw_routing
+from paretomerge.report.routing import Routing
 
 KINDS = {"equal": "equal", "priority": "priority", "only": "one-hot"}
 
@@ -111,7 +114,7 @@ def accuracy(table: Table, results: Results) -> Iterator[str]:
             for column in range(len(tasks) + 1):
                 place = bold([rows[i][2][column] for i in among])
                 marks |= {(among[place], column)} if place is not None else set()
-        theirs = [papers.average(name, kind or "equal") if table.name == "a" else "" for name, kind, _ in rows]
+        theirs = [papers.average(name, kind or "equal", table.name) for name, kind, _ in rows]
         last = " | the paper's" if any(theirs) else ""
         yield f"| method | preference | {' | '.join(tasks)} | mean{last} |"
         yield "|---" * (len(tasks) + 3 + bool(last)) + "|"
@@ -204,6 +207,36 @@ def spread(table: Table, results: Results) -> Iterator[str]:
         )
 
 
+def training(table: Table, results: Results) -> Iterator[str]:
+    """What is trained and stored, and the CPU seconds, beside PWE-MoE's table 8."""
+    yield "| method | tasks | trained | stored | CPU seconds | the paper's: trained / stored | minutes |"
+    yield "|---" * 7 + "|"
+    for method, names in dict.fromkeys((cell.method, cell.names) for cell in table.cells):
+        cells = [cell for cell in table.cells if (cell.method, cell.names) == (method, names)]
+        if not (found := [one for cell in cells if (one := results.of(cell))]):
+            continue
+        stored = found[0]["stored"]
+        trained = found[0].get("trained", stored["base"])
+        seconds = fmean(one["cost"]["cpu_s"] for one in found)
+        theirs = papers.training(method.name, len(names))
+        whole = (stored["base"] + stored["added"]) / 1e6
+        yield f"| {method.name} | {len(names)} | {trained:,} | {whole:.2f} M | {seconds:.0f} | {' | '.join(theirs)} |"
+
+
+def routing(table: Table, results: Results) -> Iterator[str]:
+    """How far the routers tell the tasks apart; a figure draws all their weights."""
+    yield "| method | modules | own, first half | second half | others, first half | second half |"
+    yield "|---" * 6 + "|"
+    for cell in table.cells:
+        if not (found := results.of(cell)) or "routing" not in found:
+            continue
+        weights = np.array(found["routing"]["weights"])  # (one-hot preferences, modules, task vectors)
+        own = np.einsum("kmk->mk", weights).mean(1)
+        others = (weights.sum((0, 2)) / len(weights) - own) / (len(weights) - 1)
+        halves = [f"{part.mean():.2f}" for each in (own, others) for part in np.array_split(each, 2)]
+        yield f"| {' | '.join([cell.method.name, str(len(own)), *halves])} |"
+
+
 def points(found: dict[str, Any], tasks: Sequence[str]) -> list[tuple[float, ...]]:
     """The tasks' values at each preference, in the order measured; of two tasks from the second's to the first's."""
     rows = found["rows"]
@@ -253,14 +286,29 @@ def line_figure(table: Table, results: Results, path: Path) -> bool:
     return drawn
 
 
-LAYOUTS = {"accuracy": accuracy, "cost": cost, "unseen": unseen, "line": line, "spread": spread}
+def routing_figures(table: Table, results: Results, folder: Path) -> Iterator[str]:
+    """A heat map over depth for each method."""
+    for number, cell in enumerate(table.cells, 1):
+        if (found := results.of(cell)) and "routing" in found:
+            drawn = found["routing"]
+            path = folder / "results" / f"{table.name}-{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_routing(path, Routing(cell.names, tuple(drawn["modules"]), torch.tensor(drawn["weights"])))
+            yield f"![{cell.method.name}: {table.title}](results/{path.name})\n"
+
+
+LAYOUTS = {
+    "accuracy": accuracy, "cost": cost, "unseen": unseen, "line": line, "spread": spread, "training": training,
+    "routing": routing,
+}  # fmt: skip
 LADDER = ("pretrained", "Task Arithmetic", "the experts")
 
 
 def ladder(tables: Sequence[Table], results: Results) -> Iterator[str]:
     """Whether task arithmetic works on a suite: pretrained < the better λ < experts, each step beyond the noise."""
+    seen: set[str] = set()
     for table in tables:
-        if table.layout != "accuracy":
+        if table.layout != "accuracy" or (name := table.cells[0].suite.name) in seen:
             continue
         steps: list[Number] = []
         for start in LADDER:
@@ -271,11 +319,12 @@ def ladder(tables: Sequence[Table], results: Results) -> Iterator[str]:
                 steps.append(max((line[-1] for line in lines if line), key=lambda number: number.goodness))
         if len(steps) < len(LADDER):
             continue
+        seen.add(name)
         apart = all(
             other.goodness - one.goodness > 2 * math.sqrt(one.variance + other.variance) for one, other in pairwise(steps)
         )
-        shown = ", ".join(f"{name} {number}" for name, number in zip(LADDER, steps, strict=True))
-        yield f"- {table.cells[0].suite.name}: {shown}: {'yes' if apart else '**no, or not clearly**'}."
+        shown = ", ".join(f"{start} {number}" for start, number in zip(LADDER, steps, strict=True))
+        yield f"- {name}: {shown}: {'yes' if apart else '**no, or not clearly**'}."
 
 
 def write(folder: Path, every: Sequence[Table], results: Results, claims: str = "") -> None:
@@ -295,6 +344,8 @@ def write(folder: Path, every: Sequence[Table], results: Results, claims: str = 
         parts.append(f"## {table.name}. {table.title}\n\nIn the papers: {table.paper}. {table.note}\n\n{text}\n")
         if table.layout == "line" and line_figure(table, results, folder / "results" / f"{table.name}.png"):
             parts.append(f"![{table.title}](results/{table.name}.png)\n")
+        if table.layout == "routing":
+            parts += routing_figures(table, results, folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.md").write_text("\n".join(parts))
     print("\n".join(parts[1:]))

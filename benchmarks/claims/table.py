@@ -10,6 +10,8 @@ from benchmarks.claims.methods import Method
 from benchmarks.claims.suite import Suite, Use
 
 SEEDS = {"full": (0, 1, 2), "quick": (0,)}
+PAIR = ("greek", "cyrillic")
+"""The two tasks of tables d and g2: of one kind, in different domains."""
 
 
 @dataclass(frozen=True)

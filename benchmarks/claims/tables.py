@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.claims import language, methods, text, vision
+from benchmarks.claims import language, methods, pwe_tables, text_tables, vision
 from benchmarks.claims.cells import SAMPLE
-from benchmarks.claims.table import Table, cells_of
+from benchmarks.claims.table import PAIR, Table, cells_of
 
-PAIR = ("greek", "cyrillic")
-"""Table d's two tasks: of one kind, in different domains."""
 UNSEEN = (("mnist", "georgian"), ("digits", "hebrew"))
 """Table c's tasks that are not merged, twice, as in the paper's tables 3 and 4."""
 RANKS = (1, 2, 4, 8, 16, 32, 64)
@@ -119,11 +117,6 @@ def wider(mode: str) -> Table:
     return Table("wide", "The same tasks on a wider transformer (2.7 M)", "Pareto Merging, table 6 (ViT-L/14)", cells)
 
 
-def texts(mode: str) -> Table:
-    chosen = [methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:3], methods.SINGLE[4], methods.SOUPS, methods.PM_TA_ALL]
-    return Table("text", "Five text tasks on MiniLM: accuracy", "no table of a paper", cells_of(text.suite(), chosen, mode))
-
-
 def languages(mode: str) -> Table:
     chosen = [
         methods.PRETRAINED, methods.EXPERTS, *methods.SINGLE[:5], methods.SOUPS, methods.PM_TA, methods.PM_TA_ALL,
@@ -138,5 +131,5 @@ def languages(mode: str) -> Table:
 
 TABLES: dict[str, Callable[[str], Table]] = {
     "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "j": objectives, "wide": wider,
-    "text": texts, "language": languages,
+    **text_tables.TABLES, "language": languages, **pwe_tables.TABLES,
 }  # fmt: skip

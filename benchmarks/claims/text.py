@@ -15,6 +15,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -27,10 +28,10 @@ from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from benchmarks.claims import sources
 from benchmarks.claims.suite import FOLDER, Suite, stamp, stamped
-from benchmarks.claims.vit import fast_maths, save, schedule
+from benchmarks.claims.vit import save, schedule
 
 TASKS = ("movie", "newsgroups", "reuters", "glosses", "tweets")
-LENGTH = 48
+LENGTH = 32
 TRAIN, FIT, VALIDATION, TEST = 4000, 1000, 200, 300
 NOUNS = (
     "tops act animal artifact attribute body cognition communication event feeling food group location motive object person "
@@ -46,9 +47,9 @@ class Recipe:
     """How the experts are trained."""
 
     seed: int = 0
-    steps: int = 150
+    steps: int = 250
     batch: int = 16
-    lr: float = 5e-5
+    lr: float = 1e-4
     probe_texts: int = 1500
 
 
@@ -174,6 +175,13 @@ def build() -> Suite:
     return whole
 
 
+def bfloat16() -> AbstractContextManager:
+    """bfloat16 where the processor multiplies it (MiniLM's step takes 0.55 of its time), else float32."""
+    if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported():
+        return torch.autocast("cpu", torch.bfloat16)
+    return nullcontext()
+
+
 def finetune(
     source: Path, tokenizer, rows: list[tuple[int, str, str]], name: str, recipe: Recipe, stages: Path
 ) -> BertForSequenceClassification:
@@ -197,7 +205,7 @@ def finetune(
         return dict(tokenizer(texts, truncation=True, max_length=LENGTH, padding=True, return_tensors="pt"))
 
     model.eval()
-    with torch.no_grad(), fast_maths():
+    with torch.no_grad(), bfloat16():
         probed = min(recipe.probe_texts, len(rows))
         parts = [model.bert(**batch(list(range(i, min(i + 50, probed))))).pooler_output for i in range(0, probed, 50)]
     x = torch.cat(parts).float()
@@ -216,7 +224,7 @@ def finetune(
     plan = schedule(optimiser, recipe.steps, 10)
     for _ in range(recipe.steps):
         drawn = torch.randint(len(y), (recipe.batch,), generator=rng)
-        with fast_maths():
+        with bfloat16():
             logits = model(**batch(drawn.tolist())).logits
         torch.nn.functional.cross_entropy(logits.float(), y[drawn]).backward()
         optimiser.step()

@@ -30,6 +30,8 @@ class Claim:
 
 TA, TIES, ADA, ADA_TIES = "Task Arithmetic, λ 0.3", "TIES, λ 1", "AdaMerging", "AdaMerging + TIES"
 SHORT = "PM, distilled, rank 16, short"
+PWE, PWE_MLP, PWE_ALL = "PWE-MoE, table 2", "PWE-MoE, paper, MLP (labels)", "PWE-MoE, paper, attention + MLP (labels)"
+PWE_EPO = "PWE-MoE EPO, paper, MLP (labels)"
 PAPER, PAPER_TIES = "AdaMerging + PM, paper", "AdaMerging + TIES + PM, paper"
 CLAIMS = [
     Claim("Task Arithmetic is better than weight averaging", f"{PM}, table 2", (TA, "equal"), ("weight averaging", "equal")),
@@ -51,10 +53,19 @@ CLAIMS = [
     Claim("RegMean is better than weight averaging", f"{PM}, table 2", ("RegMean", "equal"), ("weight averaging", "equal")),
     Claim("Fisher merging is better than weight averaging", f"{PM}, table 2", ("Fisher merging", "equal"),
           ("weight averaging", "equal")),
-    Claim("PWE-MoE on MLPs is better than Task Arithmetic", "PWE-MoE, table 2", ("PWE-MoE, paper (labels)", "equal"),
-          (TA, "equal")),
-    Claim("PWE-MoE on MLPs is better than RegMean", "PWE-MoE, table 2", ("PWE-MoE, paper (labels)", "equal"),
-          ("RegMean", "equal")),
+    Claim("PWE-MoE on MLPs is better than Task Arithmetic", PWE, (PWE_MLP, "equal"), (TA, "equal"), "g"),
+    Claim("PWE-MoE on MLPs is better than TIES", PWE, (PWE_MLP, "equal"), (TIES, "equal"), "g"),
+    Claim("PWE-MoE on MLPs is better than RegMean", PWE, (PWE_MLP, "equal"), ("RegMean", "equal"), "g"),
+    Claim("PWE-MoE on attention, too, is better than on MLPs alone", PWE, (PWE_ALL, "equal"), (PWE_MLP, "equal"), "g"),
+    Claim("Linear scalarisation is better than EPO for PWE-MoE", PWE, (PWE_MLP, "equal"), (PWE_EPO, "equal"), "g"),
+    Claim("Multi-task training of all parameters is better than PWE-MoE", PWE, ("multi-task training (labels)", "equal"),
+          (PWE_ALL, "equal"), "g"),
+    Claim("Multi-task training is better than MGDA", PWE, ("multi-task training (labels)", "equal"),
+          ("MGDA training (labels)", "equal"), "g"),
+    Claim("PWE-MoE on attention and MLPs: the preferred task gains at one-hot preference", "PWE-MoE, figure 5b",
+          (PWE_ALL, "only"), (PWE_ALL, "equal"), "g3"),
+    Claim("PWE-MoE at one-hot preference is better than Task Arithmetic", "PWE-MoE, figure 5b",
+          (PWE_ALL, "only"), (TA, "equal"), "g3"),
     Claim("The tensor is better than the first outer product", f"{PM}, figure 12", (SHORT, "priority"),
           (f"{SHORT}, outer-1", "priority"), "e"),
     Claim("The tensor is better than the second outer product", f"{PM}, figure 12", (SHORT, "priority"),
@@ -115,5 +126,5 @@ def section(tables: Sequence[Table], results: Results) -> str:
 
 
 def _theirs(claim: Claim) -> str:
-    values = [papers.average(*side) for side in (claim.better, claim.worse)]
+    values = [papers.average(*side, claim.table) for side in (claim.better, claim.worse)]
     return " against ".join(values) if all(values) else "a figure"

@@ -11,6 +11,8 @@ from benchmarks.claims import cells, methods, report, tables, verdicts
 from benchmarks.claims.report import Number
 from benchmarks.claims.suite import Suite, stamp
 from benchmarks.claims.table import Table
+from paretomerge import load_front
+from paretomerge.report.routing import routing
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +237,37 @@ def test_the_footing_of_a_soup(suite, tmp_path):
     values = {row["task"]: row["value"] for row in results.of(wanted[0])["rows"]}
     sums = [100 * values["a"], 100 * values["b"]]
     assert min(sums) - 0.1 <= float(merged.split("|")[2]) <= max(sums) + 0.1
+
+
+def test_what_routers_answer_and_cost_is_kept_and_drawn(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(methods, "FRONTS", tmp_path)
+    options = {"preset": "paper", "steps": 20, "labels": True, "batch": 4}
+    chosen = [methods.fitted("PWE-MoE, paper, MLP (labels)", "pwe-moe", **options), methods.SOUPS]
+    wanted = [cells.Cell(suite, method, mode="quick") for method in chosen]
+    results = cells.Results(tmp_path / "routed.jsonl")
+    for cell in wanted:
+        results.add(cells.run(cell))
+    found = cells.Results(results.path).of(wanted[0])
+    front = load_front(next(tmp_path.rglob("front")))
+    answers = routing(front.pareto_set)
+    assert found["routing"]["modules"] == list(answers.modules)
+    assert np.abs(np.array(found["routing"]["weights"]) - answers.weights.numpy()).max() < 1e-4
+    assert found["trained"] == 22 * len(answers.modules)
+    made = [Table("g5", "routing", "a figure", wanted, "routing"), Table("g8", "cost", "a table", wanted, "training")]
+    report.write(tmp_path, made, results)
+    text = (tmp_path / "results.md").read_text()
+    assert "![PWE-MoE, paper, MLP (labels): routing](results/g5-1.png)" in text and "g5-2" not in text
+    assert (tmp_path / "results" / "g5-1.png").stat().st_size > 5000
+    base = found["stored"]["base"]
+    assert f"| 2 | {found['trained']} |" in text and "| 264 / 226.79M | 2-3 |" in text, "the paper's, beside ours"
+    assert f"| Rewarded Soups | 2 | {base:,} |" in text
+
+
+def test_own_and_other_coefficients_over_depth(suite, tmp_path):
+    cell = cells.Cell(suite, METHODS[0])
+    weights = np.zeros((2, 3, 2))
+    weights[0, :, 0], weights[1, :, 1], weights[0, 2, 1] = (0.1, 0.2, 0.3), (0.3, 0.4, 0.5), 0.8
+    results = cells.Results(tmp_path / "made.jsonl")
+    results.add({"key": cell.key, "routing": {"modules": ["a", "b", "c"], "weights": weights.tolist()}})
+    (*_, line) = report.routing(Table("g5", "routing", "a figure", [cell], "routing"), results)
+    assert line == "| pretrained | 3 | 0.25 | 0.40 | 0.00 | 0.40 |"
