@@ -43,6 +43,11 @@ FIT_STEPS = 150
 """Of a fit on data; a real one runs 600 and more."""
 TA, SOUPS, PM_ATTENTION, PM_ALL = "TA 0.3", "soups", "PM, attention", "PM, all"
 ADA, PM_FITTED = "AdaMerging", "PM, fitted"
+NAMES = {
+    SOUPS: "Rewarded Soups", PM_ATTENTION: "Pareto Merging, attention", PM_ALL: "Pareto Merging, all matrices",
+    TA: "task arithmetic,\none merged model", PRETRAINED: "pretrained",
+}  # fmt: skip
+"""In the picture."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         sets = fronts(shipped.experts, seed)
         say("three sets made without data; measuring on held-out images")
         rows = list(measure(shipped, sets, seed))
-        draw(folder / "front.png", rows, tasks, list(sets))
+        draw(folder / "front.png", rows, tasks, _stores(sets))
         if fit:
             rows += fitted(say)
         say("the front that is kept: measuring preferences for report and explore")
@@ -100,11 +105,11 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         )
         beside = [row for row in rows if row["method"] in (EXPERT, PRETRAINED)]
         replace(sets[PM_ALL], measured=(*kept, *beside)).save(folder / "front")
-        write_json(folder / RESULTS, {"results": rows})
+        write_json(folder / RESULTS, {"results": rows, "stores": _stores(sets)})
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not quiet:
-        show(rows, tasks, {name: front.summary()["parameters"]["added_share"] for name, front in sets.items()}, fit)
+        show(rows, tasks, _stores(sets), fit)
         first, second = tasks[:2]
         print(f"picture: {output / 'front.png'}    front: {output / 'front'}    {time.perf_counter() - started:.0f} s")
         print(f"look:    paretomerge report {output / 'front'} -o report.html    or: paretomerge explore {output / 'front'}")
@@ -230,9 +235,15 @@ def show(rows: list[Row], tasks: tuple[str, ...], stores: Mapping[str, float], f
         print(f"fitted: distilled on unlabelled images, {FIT_STEPS} steps; mean ± deviation of {len(SEEDS)} seeds")
 
 
-def draw(path: Path, rows: list[Row], tasks: tuple[str, ...], methods: list[str]) -> None:
+def _stores(sets: Mapping[str, Front]) -> dict[str, float]:
+    """Set -> parameters that it stores beside one model, as a share of that."""
+    return {name: front.summary()["parameters"]["added_share"] for name, front in sets.items()}
+
+
+def draw(path: Path, rows: list[Row], tasks: tuple[str, ...], stores: Mapping[str, float]) -> None:
     """The picture: fronts of the first two tasks, and what a larger share buys."""
     first, second = tasks[:2]
+    names = {method: f"{NAMES[method]} (stores +{100 * share:.0f} %)" for method, share in stores.items()}
 
     def points(method: str) -> list[Point]:
         return [(value(rows, method, spec, first), value(rows, method, spec, second)) for spec in between(tasks)]
@@ -243,9 +254,9 @@ def draw(path: Path, rows: list[Row], tasks: tuple[str, ...], methods: list[str]
     front_figure(
         path,
         (first, second),
-        {method: points(method) for method in methods},
-        {name: (value(rows, name, "equal", first), value(rows, name, "equal", second)) for name in (TA, "pretrained")},
-        {method: [(share, gain(method, share)) for share in SHARES] for method in methods},
+        {name: points(method) for method, name in names.items()},
+        {NAMES[name]: (value(rows, name, "equal", first), value(rows, name, "equal", second)) for name in (TA, PRETRAINED)},
+        {name: [(share, gain(method, share)) for share in SHARES] for method, name in names.items()},
         (value(rows, "expert", f"only:{first}", first), value(rows, "expert", f"only:{second}", second)),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paretomerge.errors import UserError
 
@@ -35,7 +35,7 @@ def front_figure(
     Args:
         path: file to write; its ending says the format.
         tasks: of the first panel's axes.
-        fronts: method -> accuracies on the two tasks, in order of the preference.
+        fronts: method -> accuracies on the two tasks, in order of the share of the first; the first method's ends are named.
         marks: name -> the two accuracies of a single model.
         curves: method -> (γ_k, accuracy on task k, mean over k).
         ideal: the experts' accuracies on the two tasks, drawn as lines.
@@ -46,26 +46,32 @@ def front_figure(
     from matplotlib import pyplot
 
     with pyplot.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 4), layout="constrained")
+        figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+        offset: Any = {"textcoords": "offset points", "color": "0.35"}
         if ideal:
             left.axvline(100 * ideal[0], color="0.8", linewidth=1, zorder=0)
             left.axhline(100 * ideal[1], color="0.8", linewidth=1, zorder=0)
-            left.annotate("experts", (100 * ideal[0], 100 * ideal[1]), (-3, 3), textcoords="offset points", ha="right",
-                          color="0.4")  # fmt: skip
+            left.annotate("the experts", (100 * ideal[0], 100 * ideal[1]), (-4, 4), **offset, ha="right")
         for (method, points), style in zip(fronts.items(), STYLES, strict=False):
             left.plot(*_percent(points), label=method, markersize=5, linewidth=1.2, **style)
-        for (name, point), marker in zip(marks.items(), "*XPv", strict=False):
-            left.plot(*_percent([point]), marker=marker, markersize=11, color="0.2", linestyle="none", label=name)
+        for (name, (x, y)), marker in zip(marks.items(), "*XPv", strict=False):
+            left.plot(100 * x, 100 * y, marker=marker, markersize=11, color="0.2", linestyle="none")
+            left.annotate(name, (100 * x, 100 * y), (0, -9), **offset, ha="center", va="top")
+        widest = next(iter(fronts.values()), ())
+        for task, (x, y), at in zip(tasks[::-1], (*widest[:1], *widest[-1:]), ((4, -8), (-7, 0)), strict=False):
+            ways = {"va": "top", "ha": "left"} if at[0] > 0 else {"va": "center", "ha": "right"}
+            left.annotate(f"all {task}", (100 * x, 100 * y), at, **offset, **ways)
         left.set_xlabel(f"{tasks[0]}: held-out accuracy, %")
         left.set_ylabel(f"{tasks[1]}: held-out accuracy, %")
-        left.set_title(f"every preference between {tasks[0]} and {tasks[1]}")
-        left.legend(frameon=False)
+        left.set_title(f"One point is one model; along a line the\npreference goes from {tasks[1]} to {tasks[0]}", fontsize=10)
         for (method, points), style in zip(curves.items(), STYLES, strict=False):
-            right.plot([x for x, _ in points], [100 * y for _, y in points], label=method, markersize=5, linewidth=1.2, **style)
-        right.set_xlabel("share of a task (the others share the rest)")
-        right.set_ylabel("held-out accuracy on it, mean over tasks, %")
-        right.set_title("what a larger share buys")
-        right.legend(frameon=False)
+            right.plot(
+                [100 * x for x, _ in points], [100 * y for _, y in points], label=method, markersize=5, linewidth=1.2, **style
+            )
+        right.set_xlabel("share of the preference that a task gets, %")
+        right.set_ylabel("held-out accuracy on that task, mean over tasks, %")
+        right.set_title("What a larger share buys a task", fontsize=10)
+        right.legend(frameon=False, loc="lower right")
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
 
