@@ -308,6 +308,54 @@ def test_options_that_are_refused(options, message):
     assert refusal(check_options, method, options, "method") == f"method: {message}"
 
 
+# -- recipes that extend others
+
+
+def shared(folder: Path) -> None:
+    """Models, data beside them, and a method, in files of their own."""
+    (folder / "shared" / "models").mkdir(parents=True)
+    (folder / "shared" / "a.csv").touch()
+    (folder / "shared" / "models.yaml").write_text("base: models\nexperts: {a: org/a, b: org/b, c: org/c}\nmethod: ties\n")
+    data = "data: {a: {path: a.csv, prompts: a.csv}, b: org/b, c: org/c}\noptions: {scale: 1, density: 0.2}\n"
+    (folder / "shared" / "data.yaml").write_text(data)
+
+
+def test_what_a_recipe_extends_is_completed_and_overruled(tmp_path):
+    shared(tmp_path)
+    file = write(tmp_path, "extends: [shared/models.yaml, shared/data.yaml]\nexperts: {b: org/other}\noptions: {scale: 0.5}\n")
+    recipe = read_recipe(file)
+    assert recipe.base == str(tmp_path / "shared" / "models")  # paths are relative to the file that has them
+    assert recipe.experts == {"a": "org/a", "b": "org/other", "c": "org/c"}
+    assert (recipe.data["a"].path, recipe.data["a"].prompts) == (str(tmp_path / "shared" / "a.csv"),) * 2
+    assert recipe.options == {"scale": 0.5, "density": 0.2}
+    other = write(tmp_path, "extends: shared/data.yaml\nmethod: della\non: {options: {scale: 2}}\n")
+    top = tmp_path / "top.yaml"
+    top.write_text(f"extends: {other.name}\non: {{method: ties}}\nmethod: dare_ties\n")
+    assert read_recipe(other).options == {"scale": 1, "density": 0.2}
+    assert read_recipe(top).options == {} and read_recipe(top).on == BaseMerge(method="ties", options={})
+    assert combined(file, option=["scale=0.1"], expert=["d=org/d"]).experts["d"] == "org/d"
+
+
+def test_tasks_are_chosen_from_what_is_extended(tmp_path):
+    shared(tmp_path)
+    file = write(tmp_path, "extends: [shared/models.yaml, shared/data.yaml]\ntasks: [c, a]\n")
+    recipe = combined(file)
+    assert list(recipe.experts) == ["c", "a"] == list(recipe.data)
+    assert list(read_recipe(file).experts) == ["a", "b", "c"]
+    file.write_text("extends: shared/models.yaml\ntasks: [aa]\n")
+    assert refusal(combined, file) == f"{file}: tasks: unknown task 'aa', did you mean 'a'? (known: a, b, c)"
+
+
+def test_extends_that_are_refused(tmp_path):
+    file = write(tmp_path, "extends: [other.yaml]\n")
+    assert refusal(read_recipe, file) == "other.yaml: cannot be read (No such file or directory)"
+    (tmp_path / "other.yaml").write_text("extends: recipe.yaml\n")
+    assert refusal(read_recipe, file).endswith("recipe.yaml: extends itself")
+    file.write_text("extends: 3\n")
+    assert refusal(read_recipe, file).startswith(f"{file}: extends must be a valid list")
+    assert "a published table belongs to a fit" in refusal(combined, write(tmp_path, "paper: x/y"), method=None)
+
+
 # -- the rest
 
 

@@ -1,13 +1,13 @@
-"""The papers' own figures (docs/papers.csv), by the names of our rows."""
+"""The papers' own figures (papers.csv of paretomerge.report), by the names of our rows."""
 
 from __future__ import annotations
 
 import csv
 from functools import cache
-from pathlib import Path
+from importlib.resources import files
 from statistics import fmean
 
-FIGURES = Path(__file__).parents[2] / "docs" / "papers.csv"
+FIGURES = files("paretomerge.report") / "papers.csv"
 NAMES = {
     "the experts": "Individual",
     "weight averaging": "Weight Averaging",
@@ -50,7 +50,7 @@ COSTS = {name: theirs.replace(" (Attn+MLP)", " (All)").replace(" (MLP)", "").rep
 
 @cache
 def _rows(paper: str, table: str) -> list[dict[str, str]]:
-    with open(FIGURES, newline="") as file:
+    with FIGURES.open() as file:
         return [row for row in csv.DictReader(file) if row["table"] == table and row["paper"].startswith(paper)]
 
 

@@ -75,6 +75,7 @@ def fit(
     preset: Literal["recommended", "paper"] = "recommended",
     run: FitRun | None = None,
     hashes: bool = True,
+    paper: str | None = None,
     **options: Any,
 ) -> Front:
     """A Pareto set over the experts' tasks.
@@ -97,8 +98,19 @@ def fit(
         preset: of a fit on data: ``"recommended"``, or ``"paper"`` for the settings of the paper's experiments.
         run: with data or an evaluator: the run's folder, whether to resume, who is told of the progress, the workers.
         hashes: record the SHA-256 of every source file.
+        paper: a published table, such as ``pareto-merging/table-2``, beside which the front's report shows its numbers.
         **options: of the method; see ``paretomerge.fitting``.
     """
+    if paper is not None:
+        from paretomerge.report.published import figures_of
+
+        figures_of(paper)  # a wrong name is said before the work
+        front = fit(
+            experts, method, on=on, on_options=on_options, data=data, closed_form=closed_form, evaluator=evaluator,
+            metrics=metrics, preset=preset, run=run, hashes=hashes, **options,
+        )  # fmt: skip
+        front.pareto_set.settings["paper"] = paper
+        return front
     if method in SEARCHES:
         if on is not None or preset != "recommended" or closed_form:
             raise UserError(f"{method}: on and preset belong to other methods; the merge inside a search is its option inside")

@@ -241,7 +241,8 @@ def fit(
         raise UserError(f"--workers, --ray and --gpus belong to a search: {', '.join(SEARCHES)}")
     states = run_folder or folder.with_name(folder.name + ".run")
     experts = _loaded(plan, quiet)
-    arguments: dict[str, Any] = {"method": plan.method or "pareto-merging", "preset": plan.preset, **plan.options}
+    named = {"method": plan.method or "pareto-merging", "preset": plan.preset, "paper": plan.paper}
+    arguments: dict[str, Any] = {**named, **plan.options}
     if plan.on:
         arguments |= {"on": plan.on.method, "on_options": plan.on.options}
     if searched or plan.evaluator or plan.metrics:

@@ -10,6 +10,9 @@ import typer
 RecipeFile = Annotated[
     Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (YAML) instead of, or completed by, the options below.")
 ]
+RecipeData = Annotated[
+    Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe (YAML): of the front's tasks, its data or its evaluator.")
+]
 Base = Annotated[str | None, typer.Option("--base", help="The pretrained model: folder, .safetensors file or hub name.")]
 ExpertPaths = Annotated[
     list[str] | None, typer.Option("--expert", metavar="NAME=PATH", help="A model fine-tuned from the base, or a LoRA adapter.")

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paretomerge.errors import UserError
-from paretomerge.flags import Data, EvaluatorOf, Gpus, HeadOf, Json, Metrics, OptionValues, Overwrite, Quiet, Ray, Seed, Workers
+from paretomerge.flags import (
+    Data,
+    EvaluatorOf,
+    Gpus,
+    HeadOf,
+    Json,
+    Metrics,
+    OptionValues,
+    Overwrite,
+    Quiet,
+    Ray,
+    RecipeData,
+    Seed,
+    Workers,
+)
 from paretomerge.terminal import progress, say, show_rows
+
+if TYPE_CHECKING:
+    from paretomerge.evaluation.dataspec import DataSpec
+    from paretomerge.front import Front
 
 
 def evaluate(
     front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    recipe: RecipeData = None,
     data: Data = None,
     evaluator: EvaluatorOf = None,
     metric: Metrics = None,
@@ -37,7 +57,7 @@ def evaluate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a front on held-out inputs (--data), or by an --evaluator, and record the numbers in it.
+    """Measure a front on held-out inputs (--data, or a recipe's), or by an --evaluator, and record the numbers in it.
 
     pick --knee and pick --at-least choose among them. --option has the evaluator's options, timeout=600 for instance.
     """
@@ -46,25 +66,26 @@ def evaluate(
     from paretomerge.evaluation.queries import record
     from paretomerge.opening import load_front
     from paretomerge.options import check_options
-    from paretomerge.recipe import option_values, parse_pairs
+    from paretomerge.recipe import combined, option_values
     from paretomerge.search.judges import JUDGES, judge_of, kind_of
 
     opened = load_front(front)
+    plan = combined(recipe, data=data, evaluator=evaluator, metric=metric)
+    evaluator = plan.evaluator
     options = option_values(option or [])
     tasks, names = {}, opened.tasks
     if evaluator is None:
-        tasks = api.load_tasks(opened, parse_pairs(data or [], "--data", "math=data/math.jsonl"), seed=seed)
+        tasks = api.load_tasks(opened, _wanted(opened, plan.data, data), seed=seed)
         names, options = tuple(tasks), {"batch_size": batch_size, "device": device, **options}
         if not tasks:
-            raise UserError("no inputs to measure on: name them with --data NAME=PATH, or an --evaluator")
+            raise UserError("no inputs to measure on: name them with --data NAME=PATH or a recipe, or an --evaluator")
         for task in tasks.values():
             for line in task.said:
                 say(f"{task.name}: {line}", quiet)
-    elif data:
+    elif plan.data:
         raise UserError("either --data or --evaluator, one of the two")
     options = check_options(JUDGES[kind_of(evaluator)], options, "evaluate")
-    metrics = parse_pairs(metric or [], "--metric", "math=exact_match")
-    judge = judge_of(evaluator, tasks=tasks, metrics=metrics, names=names, scratch=None, options=options)
+    judge = judge_of(evaluator, tasks=tasks, metrics=plan.metrics, names=names, scratch=None, options=options)
     if preference:
         wanted = [*preference, *sampled(opened.tasks, sample, seed)]
     else:
@@ -91,9 +112,21 @@ def evaluate(
         show_rows(rows)
 
 
+def _wanted(front: Front, found: Mapping[str, DataSpec | str], flags: Sequence[str] | None) -> dict[str, DataSpec | str]:
+    """A recipe's data of the front's tasks, and all that the flags name."""
+    from paretomerge.recipe import parse_pairs
+
+    named = parse_pairs(flags or [], "--data", "math=data/math.jsonl")
+    return {name: spec for name, spec in found.items() if name in front.tasks or name in named}
+
+
 def select(
     front: Annotated[Path, typer.Argument(help="A front's folder.")],
-    unseen: Annotated[str, typer.Option("--unseen", metavar="PATH", help="Inputs of a task that no expert knows.")],
+    unseen: Annotated[
+        str,
+        typer.Option("--unseen", metavar="PATH", help="Inputs of a task that no expert knows, or its name in the recipe."),
+    ],
+    recipe: RecipeData = None,
     head: HeadOf = None,
     classes: Annotated[str | None, typer.Option("--classes", help="cat,dog,…: a zero-shot head for models like CLIP.")] = None,
     sample: Annotated[int, typer.Option("--sample", help="Preferences to try.")] = 30,
@@ -102,14 +135,23 @@ def select(
     device: Annotated[str, typer.Option("--device")] = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Choose a preference for an unseen task: the one whose model is surest of its inputs; no labels are used."""
+    """Choose a preference for an unseen task: the one whose model is surest of its inputs; no labels are used.
+
+    If the inputs have labels, the model's metric at that preference is said, too.
+    """
+    import torch
+
     from paretomerge.evaluation.dataspec import DataSpec
-    from paretomerge.evaluation.evaluate import select_unseen
+    from paretomerge.evaluation.evaluate import measure, select_unseen
     from paretomerge.evaluation.tasks import load_task
     from paretomerge.opening import load_front
+    from paretomerge.recipe import combined
 
     opened = load_front(front)
-    spec = DataSpec(path=unseen, classes=classes.split(",") if classes else None)
+    known = combined(recipe).data.get(unseen, unseen)
+    spec = DataSpec(path=known) if isinstance(known, str) else known
+    if classes:
+        spec = spec.model_copy(update={"classes": classes.split(",")})
     config = opened.head(head).config if head else opened.config
     task = load_task("unseen", spec, companions=opened.companions, config=config, seed=seed)
     inputs = task.fit or task.held_out
@@ -118,11 +160,16 @@ def select(
     found = select_unseen(
         opened, inputs, head=head, prompts=task.prompts, sample=sample, seed=seed, batch_size=batch_size, device=device
     )
+    value = None
+    if task.held_out is not None:
+        value = measure(opened.model(found.preference, head=head, dtype=torch.float32).to(device), task, batch_size)
     if as_json:
-        print(json.dumps(found._asdict(), ensure_ascii=False, indent=2))
+        measured = {} if value is None else {task.metric: value}
+        print(json.dumps(found._asdict() | measured, ensure_ascii=False, indent=2))
     else:
         print(
             f"{found.preference}: mean entropy {found.entropies[found.preference]:.4f}, the smallest of {len(found.entropies)}"
+            + ("" if value is None else f"; {task.metric} there {value:.4f}")
         )
 
 
@@ -178,6 +225,7 @@ def relocate(
 
 def verify(
     front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    recipe: RecipeData = None,
     data: Data = None,
     points: Annotated[
         int | None, typer.Option("--points", min=1, help="With --data: recorded preferences to measure again (default: all).")
@@ -189,13 +237,14 @@ def verify(
     """Hash a front's files and its sources again, measure recorded numbers again (--data); exit 2 if something changed."""
     from paretomerge import api
     from paretomerge.opening import load_front
-    from paretomerge.recipe import parse_pairs
+    from paretomerge.recipe import combined
     from paretomerge.verify import failed, verify_files, verify_measured
 
     opened = load_front(front)
     checks = verify_files(opened)
-    if data:
-        tasks = api.load_tasks(opened, parse_pairs(data, "--data", "math=data/math.jsonl"), seed=seed)
+    if recipe or data:
+        wanted = _wanted(opened, combined(recipe, data=data).data, data)
+        tasks = api.load_tasks(opened, wanted, seed=seed)
         say = (lambda line: None) if quiet else (lambda line: print(f"measuring at {line}", file=sys.stderr))
         measured = verify_measured(opened, tasks, points, say=say)
         if not measured:

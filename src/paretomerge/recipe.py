@@ -9,7 +9,8 @@
 
 A relative path in the file is looked for beside the file first, then in the working directory; what is in neither place
 may be a hub name. ``output`` is relative to the working directory. Keys are text as written, and numbers and booleans
-those of YAML 1.2 (``1e-3`` is a number, ``on`` and ``no`` are text).
+those of YAML 1.2 (``1e-3`` is a number, ``on`` and ``no`` are text). A recipe that ``extends`` others completes and overrules
+them, as flags do a recipe; so what many recipes share, models or data, is in one file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
 from paretomerge.errors import UserError
 from paretomerge.evaluation.dataspec import DataSpec
@@ -30,6 +31,8 @@ from paretomerge.strict_yaml import parse_yaml
 _LARGEST_FILE = 10**6
 _BASELESS = ("average", "slerp")
 """Merges whose result does not depend on the base."""
+_OF_TASKS = ("experts", "data", "metrics")
+"""A recipe's maps from task to something."""
 _SHORT_DTYPES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -71,6 +74,10 @@ class Recipe(BaseModel):
     evaluator: str | None = None
     metrics: dict[str, str] = {}
     preset: Literal["recommended", "paper"] = "recommended"
+    paper: Annotated[
+        str | None,
+        Field(description="Of a fit: a published table, such as pareto-merging/table-2, beside which report shows the front."),
+    ] = None
     output: str | None = None
     dtype: Annotated[
         Literal["float64", "float32", "float16", "bfloat16"] | None,
@@ -81,6 +88,12 @@ class Recipe(BaseModel):
     missing: Literal["error", "base"] = "error"
     exclude: list[str] = []
     heads: list[str] = []
+    tasks: Annotated[list[str], Field(description="Of the experts and data, these alone, in this order.")] = []
+    extends: Annotated[
+        list[str],
+        BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+        Field(description="Recipes, beside this one, that it completes and overrules."),
+    ] = []
     _notices: tuple[str, ...] = PrivateAttr(())
 
     @property
@@ -100,13 +113,52 @@ class Recipe(BaseModel):
         return noted
 
 
-def read_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file, or a mergekit configuration, which has a ``merge_method``.
+def read_recipe(path: str | Path, *, _below: tuple[Path, ...] = ()) -> Recipe:
+    """Read a recipe file, with those that it extends, or a mergekit configuration, which has a ``merge_method``.
 
     Raises:
-        UserError: cannot be read, over 1 MB, not YAML, anchors, a key twice, an unknown key, a value of the wrong kind.
+        UserError: cannot be read, over 1 MB, not YAML, anchors, a key twice, an unknown key, a value of the wrong kind, recipes
+            that extend each other.
     """
     path = Path(path)
+    raw = _parsed(path)
+    if "merge_method" in raw:
+        from paretomerge.mergekit import convert
+
+        recipe = convert(raw, path)
+    else:
+        recipe = _validated(raw, path)
+
+    def located(name: str) -> str:
+        beside = os.path.join(path.parent, name)
+        return beside if name and os.path.exists(beside) else name
+
+    def placed(spec: DataSpec | str) -> DataSpec | str:
+        if isinstance(spec, str):
+            return located(spec)
+        names = {key: located(name) for key in ("path", "prompts") if (name := getattr(spec, key)) is not None}
+        return spec.model_copy(update=names)
+
+    found = {
+        "base": recipe.base and located(recipe.base),
+        "experts": {task: located(expert) for task, expert in recipe.experts.items()},
+        "data": {task: placed(spec) for task, spec in recipe.data.items()},
+    }
+    recipe = recipe.model_copy(update={key: value for key, value in found.items() if key in recipe.model_fields_set})
+    if not recipe.extends:
+        return recipe
+    if path.resolve() in _below:
+        raise UserError(f"{path}: extends itself")
+    lower = Recipe()
+    for name in recipe.extends:
+        parent = read_recipe(located(name), _below=(*_below, path.resolve()))
+        lower = _validated(_over(lower, _given(parent)), path).with_notices([*lower.notices, *parent.notices])
+    own = {key: value for key, value in _given(recipe).items() if key != "extends"}
+    return _validated(_over(lower, own), path).with_notices([*lower.notices, *recipe.notices])
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    """A YAML file of keys and values."""
     try:
         with open(path, "rb") as file:
             content = file.read(_LARGEST_FILE + 1)
@@ -120,27 +172,27 @@ def read_recipe(path: str | Path) -> Recipe:
     raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: is not a recipe: keys and values are expected, such as method: ties")
-    if "merge_method" in raw:
-        from paretomerge.mergekit import convert
+    return raw
 
-        recipe = convert(raw, path)
-    else:
-        recipe = _validated(raw, path)
 
-    def located(name: str) -> str:
-        beside = os.path.join(path.parent, name)
-        return beside if name and os.path.exists(beside) else name
+def _given(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says itself."""
+    return recipe.model_dump(exclude_unset=True)
 
-    return recipe.model_copy(
-        update={
-            "base": recipe.base and located(recipe.base),
-            "experts": {task: located(expert) for task, expert in recipe.experts.items()},
-            "data": {
-                task: located(spec) if isinstance(spec, str) else spec.model_copy(update={"path": located(spec.path)})
-                for task, spec in recipe.data.items()
-            },
-        }
-    )
+
+def _over(lower: Recipe, upper: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a recipe, completed and overruled: maps of tasks are added to; options of another method are dropped."""
+    fields = {**_given(lower), **upper}
+    for name in _OF_TASKS:
+        if name in upper:
+            fields[name] = getattr(lower, name) | upper[name]
+    same = lower.method in (None, fields.get("method"))
+    fields["options"] = (lower.options if same else {}) | upper.get("options", {})
+    if on := upper.get("on"):
+        below = lower.on or BaseMerge()
+        method = on.get("method", below.method)
+        fields["on"] = {"method": method, "options": (below.options if method == below.method else {}) | on.get("options", {})}
+    return fields
 
 
 def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
@@ -155,31 +207,47 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
     """
     recipe = read_recipe(file) if file is not None else Recipe()
     given = {name: value for name, value in flags.items() if value is not None and value != []}
-    fields = recipe.model_dump(exclude_unset=True)
-    for name in given.keys() - {"expert", "option", "on", "on_option", "data", "metric"}:
-        fields[name] = str(given[name]) if isinstance(given[name], Path) else given[name]
-    if "expert" in given:
-        fields["experts"] = recipe.experts | parse_pairs(given["expert"], "--expert", "math=models/math")
-    if "data" in given:
-        fields["data"] = recipe.data | parse_pairs(given["data"], "--data", "math=data/math.jsonl")
-    if "metric" in given:
-        fields["metrics"] = recipe.metrics | parse_pairs(given["metric"], "--metric", "math=exact_match")
-    kept = recipe.options if recipe.method in (None, fields.get("method")) else {}
-    fields["options"] = kept | _values(given.get("option", []), "--option")
+    texts = {"expert", "option", "on", "on_option", "data", "metric"}
+    upper = {name: str(value) if isinstance(value, Path) else value for name, value in given.items() if name not in texts}
+    for flag, field, example in (
+        ("expert", "experts", "math=models/math"),
+        ("data", "data", "math=data/math.jsonl"),
+        ("metric", "metrics", "math=exact_match"),
+    ):
+        if flag in given:
+            upper[field] = parse_pairs(given[flag], f"--{flag}", example)
+    if "option" in given:
+        upper["options"] = _values(given["option"], "--option")
     if "on" in given or "on_option" in given:
-        on = recipe.on or BaseMerge()
-        method = given.get("on", on.method)
-        kept = on.options if method == on.method else {}
-        fields["on"] = {"method": method, "options": kept | _values(given.get("on_option", []), "--on-option")}
-    recipe = _validated(fields, None).with_notices(recipe.notices)
+        named = {"method": given["on"]} if "on" in given else {}
+        upper["on"] = {**named, "options": _values(given.get("on_option", []), "--on-option")}
+    fields = _over(recipe, upper)
+    recipe = _of_tasks(_validated(fields, None).with_notices(recipe.notices), file)
     if "method" in flags:
         if recipe.experts and recipe.base is None and recipe.method not in _BASELESS:
             raise UserError(f"no base: name the model that the experts were fine-tuned from ({_place(file, 'base')})")
         if recipe.on is not None and "on" not in flags:
             raise UserError(f"{_place(file, 'on')}: a merge is not made on another merge; it belongs to a fit")
+        if recipe.paper is not None and "evaluator" not in flags:
+            raise UserError(f"{_place(file, 'paper')}: a merged model has no report; a published table belongs to a fit")
         if recipe.evaluator is not None and "evaluator" not in flags:
             raise UserError(f"{_place(file, 'evaluator')}: a merge is not evaluated; an evaluator belongs to a fit")
     return recipe
+
+
+def _of_tasks(recipe: Recipe, file: str | Path | None) -> Recipe:
+    """The recipe with the experts and data of its ``tasks`` alone, in that order.
+
+    Raises:
+        UserError: a task that has neither.
+    """
+    if not recipe.tasks:
+        return recipe
+    known = recipe.experts | recipe.data
+    if strangers := [task for task in recipe.tasks if task not in known]:
+        raise UserError(f"{_place(file, 'tasks')}: {unknown('task', strangers[0], known)}")
+    maps = {field: getattr(recipe, field) for field in _OF_TASKS}
+    return recipe.model_copy(update={f: {t: each[t] for t in recipe.tasks if t in each} for f, each in maps.items()})
 
 
 def _validated(raw: Mapping[str, Any], file: Path | None) -> Recipe:

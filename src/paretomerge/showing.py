@@ -54,6 +54,10 @@ def report(
         list[str] | None,
         typer.Option("--reference", metavar="TASK=VALUE", help="Of the hypervolume (default: accuracy 0, else the worst)."),
     ] = None,
+    paper: Annotated[
+        str | None,
+        typer.Option("--paper", metavar="TABLE", help="A published table to show beside, such as pareto-merging/table-2."),
+    ] = None,
     figures: Annotated[
         Path | None, typer.Option("--figures", metavar="DIR", help="Write the figures as PNG and PDF, too, for papers.")
     ] = None,
@@ -69,7 +73,8 @@ def report(
 
     if output.exists() and not overwrite:
         raise UserError(f"{output}: exists already: choose another name or add --overwrite")
-    content = gather(load_front(front), run=run_folder, reference=parse_numbers(reference or [], "--reference"))
+    numbers = parse_numbers(reference or [], "--reference")
+    content = gather(load_front(front), run=run_folder, reference=numbers, paper=paper)
     write_text(output, html(content))
     written = [output]
     if figures:

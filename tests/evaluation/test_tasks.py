@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -33,6 +34,30 @@ def seen(inputs: Inputs | None) -> list[tuple]:
     assert inputs is not None
     batches = [inputs.batch([i]) for i in range(len(inputs))]
     return [tuple(batch.get("pixel_values", batch.get("input_ids")).flatten().tolist()) for batch in batches]
+
+
+def test_prompts_in_a_file(tmp_path: Path, folder: Path) -> None:
+    """Classes and templates of a zero-shot head; labels by their names, or by their numbers where the names differ."""
+    file = tmp_path / "prompts.yaml"
+    file.write_text("classes: [a red thing, green, blue]\ntemplates: ['a photo of {}', 'the {}']\n")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["red", "green", "blue"])})
+    images = [Image.new("RGB", (16, 16), COLOURS[name]) for name in ("blue", "red", "green", "blue")]
+    rows = {"image": images, "label": [2, 0, 1, 2]}
+    datasets.DatasetDict(test=datasets.Dataset.from_dict(rows, features)).save_to_disk(tmp_path / "data")
+    clip = config("clip") | {"architectures": ["CLIPModel"]}
+    spec = DataSpec(path=str(tmp_path / "data"), prompts=str(file), evaluate="test")
+    task = load_task("t", spec, companions=folder, config=clip)
+    assert task.held_out.labels.tolist() == [2, 0, 1, 2]
+    assert (len(task.prompts.inputs), task.prompts.n_classes) == (6, 3)
+    assert any(line.endswith("1 of them the data call otherwise than the prompts: a red thing") for line in task.said)
+    own = load_task("t", spec.model_copy(update={"classes": ["blue", "red", "green"]}), companions=folder, config=clip)
+    assert own.held_out.labels.tolist() == [0, 1, 2, 0] and len(own.prompts.inputs) == 6
+    for text, message in (("classes: [a]", "templates"), ("[a", "expected ',' or ']'"), ("classes: 3\ntemplates: []", "list")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_task("t", spec, companions=folder, config=clip)
+    with pytest.raises(UserError, match="gone: cannot be read"):
+        load_task("t", spec.model_copy(update={"prompts": "gone"}), companions=folder, config=clip)
 
 
 # images

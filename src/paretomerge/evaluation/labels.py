@@ -18,6 +18,8 @@ def class_numbers(
     config: Mapping[str, Any],
     order: Sequence[str] | None,
     where: str,
+    *,
+    numbered: bool = False,
 ) -> tuple[Tensor, str]:
     """Labels as (n,) int64, and a line that says how they were read.
 
@@ -31,6 +33,7 @@ def class_numbers(
         config: config.json of the head.
         order: the user's names of the head's classes, in the head's order.
         where: the data, for messages.
+        numbered: ``order`` is that of the data's class numbers, and may call the classes otherwise than ``names``.
 
     Raises:
         UserError: an empty label, one that is no class, or names that are not the head's.
@@ -42,7 +45,12 @@ def class_numbers(
     head = list(order) if order else head_classes(config)
     if len(head) < 2 and not order:
         raise UserError("the model's head has one output (regression): accuracy needs classes")
-    if names is not None and (order or not _unnamed(head)):
+    others = ""
+    if numbered and names is not None and len(names) == len(head):
+        keys = _keys(head, names)
+        if strange := [name for name, other in zip(head, names, strict=True) if keys[name] != keys[other]]:
+            others = f"; {len(strange)} of them the data call otherwise than the prompts: {_few(strange)}"
+    if names is not None and not others and (order or not _unnamed(head)):
         listed = [names[int(value)] for value in listed]
     texts = [str(value) for value in listed]
     distinct = sorted(set(texts))
@@ -55,7 +63,7 @@ def class_numbers(
         table = {text: int(text) for text in distinct}
         if (largest := max(table.values())) >= len(head):
             raise UserError(f"{where}: has the label {largest}, but the head has {len(head)} classes (0 to {len(head) - 1})")
-        line = f"labels: numbers of {len(head)} classes"
+        line = f"labels: numbers of {len(head)} classes{others}"
     elif _unnamed(head) and len(distinct) == len(head):
         table = {text: number for number, text in enumerate(distinct)}
         line = f"labels: the head does not name its classes; taken in alphabetical order: {_few(distinct)}"

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from paretomerge.errors import UserError
+from paretomerge.mirror import mirrored
 
 WHOLE = "all"
 """The name of the one split of data that has no splits."""
@@ -55,7 +56,7 @@ def read_splits(path: str, subset: str | None = None) -> dict[str, Split]:
     Args:
         path: a folder of ``datasets.save_to_disk``; an image folder (one sub-folder per class, or ``train/``, ``test/`` … of
             those; or images without classes); a folder with ``train.csv``, ``test.csv`` …; a .csv, .tsv, .jsonl, .txt or .npz
-            file; a data set on the hub.
+            file; a data set on the hub, or a copy of its repository (a folder with .parquet files below it).
         subset: the hub data set's configuration.
 
     Raises:
@@ -63,11 +64,12 @@ def read_splits(path: str, subset: str | None = None) -> dict[str, Split]:
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        splits = _folder(place)
+        splits = _folder(place, subset)
     elif place.exists():
         splits = _file(place)
     elif re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", path) and place.suffix.lower() not in _READERS:
-        splits = _hub(path, subset)
+        folder = mirrored(path, "datasets")
+        splits = _hub(path, subset) if folder is None else _folder(folder, subset)
     else:
         raise UserError(f"{path}: no such file or folder")
     for name, split in splits.items():
@@ -76,9 +78,11 @@ def read_splits(path: str, subset: str | None = None) -> dict[str, Split]:
     return splits
 
 
-def _folder(folder: Path) -> dict[str, Split]:
+def _folder(folder: Path, subset: str | None) -> dict[str, Split]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return _of_dataset(_datasets(str(folder)).load_from_disk(str(folder)), str(folder))
+    if next(folder.rglob("*.parquet"), None):
+        return _hub(str(folder), subset)
     files = [file for file in sorted(folder.iterdir()) if file.stem.lower() in _ALIASES and file.suffix.lower() in _READERS]
     if files:
         return {split_name(file.stem): _file(file)[WHOLE] for file in files}
@@ -211,7 +215,8 @@ def _hub(name: str, subset: str | None) -> dict[str, Split]:
         found = library.load_dataset(name, subset)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{name}: no such file, and the hub gives no data set of that name ({reason})") from error
+        problem = "cannot be read" if Path(name).exists() else "no such file, and the hub gives no data set of that name"
+        raise UserError(f"{name}: {problem} ({reason})") from error
     return _of_dataset(found, name)
 
 

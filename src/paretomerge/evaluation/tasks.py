@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.evaluation.columns import image_column, label_column, text_columns
-from paretomerge.evaluation.dataspec import DataSpec
+from paretomerge.evaluation.dataspec import DataSpec, read_prompts
 from paretomerge.evaluation.inputs import ImageInputs, Inputs, TensorInputs, TextInputs
 from paretomerge.evaluation.labels import class_numbers
 from paretomerge.evaluation.logits import TEMPLATES, Prompts, zero_shot_head
@@ -139,8 +139,9 @@ class _Preparation:
         classes: Sequence[str] | None = self.spec.classes
         prompts = None
         if zero_shot:
-            classes = classes or self.class_names(held_out or fit)
-            templates = self.spec.templates or TEMPLATES
+            file = read_prompts(self.spec.prompts) if self.spec.prompts else None
+            classes = classes or (file.classes if file else self.class_names(held_out or fit))
+            templates = self.spec.templates or (file.templates if file else TEMPLATES)
             width = 64 if str(self.config.get("model_type")).startswith("siglip") else None
             prompts = Prompts.of(self.loaded("AutoTokenizer"), classes, templates, width)
             self.say(f"zero-shot head: {len(classes)} classes, {len(templates)} templates such as {templates[0]!r}")
@@ -250,7 +251,8 @@ class _Preparation:
         if column is None:
             raise UserError(f"{part.split.where}: no column of labels (columns: {', '.join(part.split.columns)})")
         values = Chosen(part.split.columns[column], part.indices)
-        numbers, line = class_numbers(values, part.split.names.get(column), self.config, classes, part.split.where)
+        names, numbered = part.split.names.get(column), bool(self.spec.prompts and not self.spec.classes)
+        numbers, line = class_numbers(values, names, self.config, classes, part.split.where, numbered=numbered)
         self.say(f"label column: {column}")
         self.say(line)
         return numbers

@@ -14,7 +14,7 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.queries import knee
 from paretomerge.front import FACTS, Front
 from paretomerge.provenance import versions
-from paretomerge.report import figures
+from paretomerge.report import figures, published
 from paretomerge.report.layers import Changes, changes
 from paretomerge.report.routing import routing
 from paretomerge.report.run_log import RunLog, read_run
@@ -40,6 +40,8 @@ class Content:
     run: RunLog | None
     facts: Mapping[str, Any]
     """Of the front's JSON file: the versions that it was made with."""
+    paper: str | None = None
+    """A published table, as ``published`` names it."""
 
     @property
     def named(self) -> tuple[Point, ...]:
@@ -50,18 +52,24 @@ class Content:
         return tuple(each)
 
 
-def gather(front: Front, *, run: Path | None = None, reference: Mapping[str, float] | None = None) -> Content:
+def gather(
+    front: Front, *, run: Path | None = None, reference: Mapping[str, float] | None = None, paper: str | None = None
+) -> Content:
     """Read what there is to report.
 
     Args:
         front: the set, with its measured rows.
         run: the folder of the fit's log; None: ``FRONT.run`` beside the front, if there is one.
         reference: of the hypervolume, task -> value in the metric's own unit (accuracy: a share of 1); the others by default.
+        paper: a published table (see ``published``); None: the one that the front's recipe names, if it does.
 
     Raises:
-        UserError: a task in ``reference`` that is not measured; a ``run`` without a log.
+        UserError: a ``paper`` that is not known; a task in ``reference`` that is not measured; a ``run`` without a log.
     """
     known = measured(front.measured, front.tasks, front.pareto_set.method)
+    paper = paper or front.pareto_set.settings.get("paper")
+    if paper:
+        published.figures_of(paper)
     if unknown := [task for task in reference or {} if task not in known.metrics]:
         raise UserError(f"reference: {unknown[0]} is not measured (measured: {', '.join(known.shown) or 'nothing'})")
     log = None
@@ -84,7 +92,7 @@ def gather(front: Front, *, run: Path | None = None, reference: Mapping[str, flo
         except UserError:
             bend = None
     facts = read_json(front.folder / FACTS) if front.folder else {"versions": versions()}
-    return Content(front, known, volume, compared, bend, changes(front.pareto_set), log, facts)
+    return Content(front, known, volume, compared, bend, changes(front.pareto_set), log, facts, paper)
 
 
 def html(content: Content) -> str:
@@ -94,6 +102,7 @@ def html(content: Content) -> str:
     name = title(front)
     _summary(parts, content)
     _metrics(parts, content)
+    _published(parts, content)
     _figures(parts, content)
     _volume(parts, content)
     _layers(parts, content)
@@ -207,6 +216,23 @@ def _metrics(parts: _Parts, content: Content) -> None:
         parts.table(
             ("preference", *labels), _cells(known, known.points), folded=f"All {len(known.points)} measured preferences"
         )
+
+
+def _published(parts: _Parts, content: Content) -> None:
+    if content.paper is None:
+        return
+    parts.section("Beside the paper")
+    found = published.beside(content.paper, content.measured, content.front.pareto_set)
+    if found is None:
+        parts.text(f"<code>{escape(content.paper)}</code> is about other tasks, or another number of them.")
+        return
+    first = [*found.ours, *found.theirs[: found.counterparts]]
+    parts.text(f"{escape(found.title)}.")
+    parts.table(found.header, first or found.theirs)
+    if first and found.counterparts < len(found.theirs):
+        parts.table(found.header, found.theirs[found.counterparts :], folded="The table's other figures")
+    if not found.ours:
+        parts.text("Of this front nothing is measured yet that stands in that table.")
 
 
 def _cells(known: Measured, models: Sequence[Point]) -> list[tuple[str, ...]]:

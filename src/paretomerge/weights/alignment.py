@@ -151,7 +151,8 @@ def _align_one(
         findings.append(Finding("note", label, "", f"names its tensors {has}: matched"))
     if isinstance(source, Checkpoint) and isinstance(base, Checkpoint):
         kinds = base.config.get("model_type"), source.config.get("model_type")
-        if None not in kinds and kinds[0] != kinds[1]:
+        parts = {part.get("model_type") for part in base.config.values() if isinstance(part, dict)}  # such as CLIP's towers
+        if None not in kinds and kinds[0] != kinds[1] and kinds[1] not in parts:
             findings.append(Finding("warning", label, "", f"is a {kinds[1]} model, the base a {kinds[0]} model"))
 
     names: dict[str, str] = {}

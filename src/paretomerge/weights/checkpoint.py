@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.mirror import mirrored
 from paretomerge.weights.lazy import TensorInfo, Weights
 
 DTYPES: dict[str, torch.dtype] = {
@@ -120,6 +121,8 @@ def local(path: str | Path) -> Path:
     name = str(path)
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
         raise UserError(f"{path}: no such file or folder")
+    if (folder := mirrored(name)) is not None:
+        return folder
     from huggingface_hub import snapshot_download  # only where the hub is asked: importing it costs 0.3 s
 
     repository, _, revision = name.partition("@")
