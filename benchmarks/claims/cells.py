@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from benchmarks.claims import searches
 from benchmarks.claims.methods import Bench, Method, bench, identity, made, with_heads
 from benchmarks.claims.suite import Suite, Use
 from paretomerge import preferences
@@ -20,10 +21,10 @@ from paretomerge.front import Front
 from paretomerge.report.routing import routing
 from paretomerge.sets.routed import Routed
 
-How = Literal["standard", "line", "spread", "unseen"]
+How = Literal["standard", "line", "spread", "unseen", "points", "seen points", "chosen", "searched"]
 """standard: equal at every task, priority and one-hot at the task preferred; line: 11 preferences between two tasks;
 spread: equal, one-hot and 20 preferences from all of the simplex, every task, fewer inputs;
-unseen: for tasks that are not merged, equal and the preference chosen by entropy."""
+unseen: for tasks that are not merged, equal and the preference chosen by entropy; the others: see ``searches``."""
 SAMPLE = {"full": 20, "quick": 6}
 BATCH = 250
 
@@ -83,6 +84,8 @@ def _routers(front: Front) -> dict[str, Any]:
 
 def _measured_on(cell: Cell) -> dict[str, int]:
     """How many inputs of each task of the suite the metric is of."""
+    if cell.how in searches.MEASURES:
+        return dict.fromkeys(cell.names, searches.CHOSEN[cell.mode])
     whole = bench(cell.suite if cell.how == "unseen" else cell.suite.only(*cell.names), cell.use, cell.mode)
     measured = whole.few if cell.how == "spread" else whole.inputs
     return {name: len(task.held_out or ()) for name, task in measured.items()}
@@ -133,7 +136,7 @@ def _unseen(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
             yield _row(cell, whole, front, model, text, task)
 
 
-_MEASURES = {"standard": _standard, "line": _line, "spread": _spread, "unseen": _unseen}
+_MEASURES = {"standard": _standard, "line": _line, "spread": _spread, "unseen": _unseen, **searches.MEASURES}
 
 
 def _head(front: Front, task: str) -> str | None:

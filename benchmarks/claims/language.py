@@ -1,4 +1,4 @@
-"""The language suite: a small GPT-2 that has read manual pages in five languages, and an expert for each of four.
+"""The language suite: a small GPT-2 that has read manual pages, half of them English, and an expert for each of four languages.
 
     python -m benchmarks.claims.language
 
@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from benchmarks.claims import sources
 from benchmarks.claims.suite import FOLDER, Suite, digest, stamp, stamped
 from benchmarks.claims.vit import fast_maths, save, schedule
 
+BASE = {"en": 0.5, "de": 0.125, "fr": 0.125, "pl": 0.125, "es": 0.125}
+"""What the base reads: enough of each language that a merge of experts works, so little that they have much to learn."""
 TASKS = {"german": "de", "french": "fr", "polish": "pl", "spanish": "es"}
 BLOCK = 128
 VOCABULARY = 4096
@@ -37,16 +39,18 @@ CHARACTERS = {"test": 120_000, "validation": 60_000, "fit": 400_000, "train": 1_
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the base and the experts are trained."""
+    """How the base and the experts are trained: blocks of ``BLOCK`` tokens, so many a step."""
 
     seed: int = 0
     width: int = 192
     layers: int = 4
-    pretrain_steps: int = 600
-    pretrain_lr: float = 2e-3
-    expert_steps: int = 150
-    expert_lr: float = 5e-4
-    batch: int = 16
+    pretrain_steps: int = 700
+    pretrain_batch: int = 32
+    pretrain_lr: float = 3e-3
+    pretrain_muon_lr: float = 1e-2
+    expert_steps: int = 100
+    expert_batch: int = 16
+    expert_lr: float = 3e-4
 
 
 def pages(language: str) -> Iterator[tuple[str, str]]:
@@ -144,33 +148,39 @@ def build() -> Suite:
         shutil.rmtree(data, ignore_errors=True)
         write(data, {name: read[language] for name, language in TASKS.items()})
         stamp(data, made)
-    stages = FOLDER / "stages" / f"language-{digest(settings)}"
-    stages.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
     tokenizer = learned_tokenizer([text for found in read.values() for _, text in found["train"]])
     streams = {
         language: torch.tensor(tokenizer("".join(text for _, text in found["train"]), verbose=False)["input_ids"])
         for language, found in read.items()
     }
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=BLOCK, n_embd=recipe.width, n_layer=recipe.layers, n_head=recipe.width // 32,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
-    torch.manual_seed(recipe.seed)
-    model = GPT2LMHeadModel(config)
-    model.load_state_dict(
-        trained(model, list(streams.values()), recipe.pretrain_steps, recipe.pretrain_lr, "base", recipe, stages)
-    )
+    seen = digest(*(stream.numpy() for stream in streams.values()))
+    diet = {key: value for key, value in asdict(recipe).items() if not key.startswith("expert")}
+    stage = FOLDER / "stages" / f"language-{digest(diet, BASE, seen)}"
+    stage.mkdir(parents=True, exist_ok=True)
+    pretrained = pretrain(streams, recipe, stage)
+    tuned = stage / f"experts-{digest(asdict(recipe))}"
+    tuned.mkdir(exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    model = gpt2(recipe)
+    model.load_state_dict(pretrained)
     model.save_pretrained(whole.base)
     tokenizer.save_pretrained(whole.base)
-    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for name, language in TASKS.items():
-        model.load_state_dict(start)
-        state = trained(model, [streams[language]], recipe.expert_steps, recipe.expert_lr, name, recipe, stages)
-        model.load_state_dict(state)
+        model.load_state_dict(finetune(pretrained, streams[language], name, recipe, tuned))
         model.save_pretrained(whole.experts[name])
     stamp(folder, settings)
     return whole
+
+
+def gpt2(recipe: Recipe) -> GPT2LMHeadModel:
+    """The model before it has read anything, the same for the same seed."""
+    torch.manual_seed(recipe.seed)
+    # Eager attention: its bfloat16 gradient is faster on CPU.
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=BLOCK, n_embd=recipe.width, n_layer=recipe.layers, n_head=recipe.width // 32,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, attn_implementation="eager",
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
 
 
 def learned_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -188,21 +198,45 @@ def learned_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def trained(
-    model: GPT2LMHeadModel, streams: list[torch.Tensor], steps: int, lr: float, name: str, recipe: Recipe, stages: Path
+def pretrain(streams: Mapping[str, torch.Tensor], recipe: Recipe, folder: Path) -> dict[str, torch.Tensor]:
+    """The base's state, which lies in `folder`, too."""
+    model = gpt2(recipe)
+    matrices = [p for name, p in model.named_parameters() if ".h." in name and p.ndim == 2]
+    others = [p for p in model.parameters() if all(p is not m for m in matrices)]
+    optimisers = [
+        torch.optim.AdamW(others, recipe.pretrain_lr, weight_decay=0.01, fused=True),
+        torch.optim.Muon(matrices, recipe.pretrain_muon_lr, weight_decay=0.01),
+    ]
+    mixture = [(streams[language], share) for language, share in BASE.items()]
+    return trained(model, optimisers, mixture, recipe.pretrain_steps, recipe.pretrain_batch, recipe.seed, folder / "base.pt")
+
+
+def finetune(
+    pretrained: Mapping[str, torch.Tensor], stream: torch.Tensor, name: str, recipe: Recipe, folder: Path
 ) -> dict[str, torch.Tensor]:
-    """The model's state after training on blocks of the streams, which take turns."""
-    done = stages / f"{name}.pt"
+    """An expert's state, which lies in `folder`, too."""
+    model = gpt2(recipe)
+    model.load_state_dict(pretrained)
+    optimiser = torch.optim.AdamW(model.parameters(), recipe.expert_lr, weight_decay=0.01, fused=True)
+    return trained(
+        model, [optimiser], [(stream, 1.0)], recipe.expert_steps, recipe.expert_batch, recipe.seed, folder / f"{name}.pt"
+    )
+
+
+def trained(
+    model: GPT2LMHeadModel, optimisers: Sequence[torch.optim.Optimizer], mixture: Sequence[tuple[torch.Tensor, float]],
+    steps: int, batch: int, seed: int, done: Path,
+) -> dict[str, torch.Tensor]:  # fmt: skip
+    """The model's state after training on blocks from a mixture of streams of tokens with their shares."""
     if done.exists():
         return torch.load(done)
-    clock = time.time()
-    rng = torch.Generator().manual_seed(recipe.seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01, fused=True)
-    plan = schedule(optimiser, steps, 20)
+    clock, rng = time.time(), torch.Generator().manual_seed(seed)
+    shares = torch.tensor([share for _, share in mixture])
+    plans = [schedule(optimiser, steps, 20) for optimiser in optimisers]
     model.train()
     last: list[float] = []
     for step in range(steps):
-        chosen = [streams[(step * recipe.batch + i) % len(streams)] for i in range(recipe.batch)]
+        chosen = [mixture[k][0] for k in torch.multinomial(shares, batch, replacement=True, generator=rng).tolist()]
         starts = [int(torch.randint(len(stream) - BLOCK, (1,), generator=rng)) for stream in chosen]
         ids = torch.stack([stream[start : start + BLOCK] for stream, start in zip(chosen, starts, strict=True)])
         with fast_maths():
@@ -210,13 +244,15 @@ def trained(
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
-        plan.step()
+        for optimiser, plan in zip(optimisers, plans, strict=True):
+            optimiser.step()
+            optimiser.zero_grad()
+            plan.step()
         last = [*last[-20:], loss.item()]
+        if (step + 1) % 100 == 0:
+            print(f"  {done.stem}: step {step + 1}, loss {sum(last) / len(last):.3f}, {time.time() - clock:.0f} s", flush=True)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     save(state, done)
-    print(f"  {name}: loss {sum(last) / len(last):.3f}, {time.time() - clock:.0f} s", flush=True)
     return state
 
 

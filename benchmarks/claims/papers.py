@@ -98,3 +98,13 @@ def training(method: str, n_tasks: int) -> tuple[str, str]:
     found = {row["metric"].partition(" ")[0]: row["value"] for row in _rows("PWE-MoE", "table 8")
              if row["model"] == f"CLIP ViT-B/32, {n_tasks} tasks" and row["method"] == COSTS.get(method)}  # fmt: skip
     return found.get("trainable", ""), found.get("minutes", "")
+
+
+def of_map(table: str, model: str, method: str, metric: str) -> str:
+    """A figure of MAP's paper, or nothing.
+
+    >>> of_map("table 7", "Llama-3-8B, Arabic+French", "LocMAP", "GD+IGD"), of_map("table 7", "", "", "")
+    ('0.058', '')
+    """
+    wanted = (model, method, metric)
+    return next((row["value"] for row in _rows("MAP", table) if (row["model"], row["method"], row["metric"]) == wanted), "")

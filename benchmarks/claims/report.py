@@ -340,7 +340,7 @@ def write(folder: Path, every: Sequence[Table], results: Results, claims: str = 
     for table in every:
         if not any(results.of(cell) for cell in table.cells):
             continue
-        text = "\n".join(LAYOUTS[table.layout](table, results))
+        text = "\n".join((LAYOUTS[table.layout] if isinstance(table.layout, str) else table.layout)(table, results))
         parts.append(f"## {table.name}. {table.title}\n\nIn the papers: {table.paper}. {table.note}\n\n{text}\n")
         if table.layout == "line" and line_figure(table, results, folder / "results" / f"{table.name}.png"):
             parts.append(f"![{table.title}](results/{table.name}.png)\n")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from benchmarks.claims.cells import Cell
+from benchmarks.claims.cells import Cell, Results
 from benchmarks.claims.methods import Method
 from benchmarks.claims.suite import Suite, Use
 
@@ -22,7 +22,8 @@ class Table:
     title: str
     paper: str
     cells: list[Cell] = field(repr=False)
-    layout: str = "accuracy"
+    layout: str | Callable[[Table, Results], Iterator[str]] = "accuracy"
+    """A key of ``report.LAYOUTS``, or what makes the lines of markdown."""
     note: str = ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from benchmarks.claims import language, methods, pwe_tables, text_tables, vision
+from benchmarks.claims import language, map_tables, methods, pwe_tables, text_tables, vision
 from benchmarks.claims.cells import SAMPLE
 from benchmarks.claims.table import PAIR, Table, cells_of
 
@@ -131,5 +131,5 @@ def languages(mode: str) -> Table:
 
 TABLES: dict[str, Callable[[str], Table]] = {
     "a": accuracy, "b": cost, "c": unseen, "d": two_tasks, "e": ranks, "i": footing, "j": objectives, "wide": wider,
-    **text_tables.TABLES, "language": languages, **pwe_tables.TABLES,
+    **text_tables.TABLES, "language": languages, **pwe_tables.TABLES, **map_tables.TABLES,
 }  # fmt: skip

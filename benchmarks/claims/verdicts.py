@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.claims import papers
+from benchmarks.claims import map_report, papers
 from benchmarks.claims.cells import Results
 from benchmarks.claims.report import Number, numbers
 from benchmarks.claims.table import Table
@@ -88,9 +88,17 @@ class Verdict:
         return self.sides[0].goodness - self.sides[1].goodness
 
     @property
+    def noise(self) -> float:
+        return 2 * math.sqrt(sum(side.variance for side in self.sides))
+
+    @property
     def word(self) -> str:
-        noise = 2 * math.sqrt(sum(side.variance for side in self.sides))
-        return "within the noise" if abs(self.gain) <= noise else "holds" if self.gain > 0 else "**does not hold**"
+        return word(self.gain, self.noise)
+
+
+def word(gain: float, noise: float) -> str:
+    """Whether what is claimed to be better is, by how much better it is and two standard errors of that."""
+    return "within the noise" if abs(gain) <= noise else "holds" if gain > 0 else "**does not hold**"
 
 
 def verdicts(tables: Mapping[str, Table], results: Results) -> Iterator[Verdict]:
@@ -115,14 +123,18 @@ def _side(table: Table, results: Results, side: Side, use: str) -> Number | None
 
 def section(tables: Sequence[Table], results: Results) -> str:
     """A table of all verdicts, those that do not hold first."""
-    order = {"**does not hold**": 0, "within the noise": 1, "holds": 2}
-    found = sorted(verdicts({table.name: table for table in tables}, results), key=lambda verdict: order[verdict.word])
-    lines = ["| claim | in the paper | | here | measured on | |", "|---" * 6 + "|"]
-    for verdict in found:
+    by_name = {table.name: table for table in tables}
+    rows = []
+    for verdict in verdicts(by_name, results):
         claim = verdict.claim
         here = f"{verdict.sides[0]} against {verdict.sides[1]}"
-        lines.append(f"| {claim.text} | {claim.where} | {_theirs(claim)} | {here} | {verdict.use} | {verdict.word} |")
-    return "\n".join(lines) if found else "Nothing is measured yet."
+        rows.append((claim.text, claim.where, _theirs(claim), here, verdict.use, verdict.word))
+    for one in map_report.comparisons(by_name, results):
+        rows.append((one.text, one.where, one.theirs, one.ours, one.use, word(one.gain, one.noise)))
+    order = ["**does not hold**", "within the noise", "holds"]
+    lines = ["| claim | in the paper | | here | measured on | |", "|---" * 6 + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in sorted(rows, key=lambda row: order.index(row[-1]))]
+    return "\n".join(lines) if rows else "Nothing is measured yet."
 
 
 def _theirs(claim: Claim) -> str:
