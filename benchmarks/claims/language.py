@@ -44,11 +44,11 @@ class Recipe:
     seed: int = 0
     width: int = 192
     layers: int = 4
-    pretrain_steps: int = 700
+    pretrain_steps: int = 500
     pretrain_batch: int = 32
     pretrain_lr: float = 3e-3
     pretrain_muon_lr: float = 1e-2
-    expert_steps: int = 100
+    expert_steps: int = 60
     expert_batch: int = 16
     expert_lr: float = 3e-4
 
