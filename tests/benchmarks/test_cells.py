@@ -5,29 +5,11 @@ import json
 import numpy as np
 import pytest
 
-import fit_data
-import task_data
 from benchmarks.claims import cells, methods, report, tables, verdicts
 from benchmarks.claims.report import Number
-from benchmarks.claims.suite import Suite, stamp
 from benchmarks.claims.table import Table
 from paretomerge import load_front
 from paretomerge.report.routing import routing
-
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory):
-    folder = fit_data.save("vit", tmp_path_factory.mktemp("suite"))
-    task_data.companions(folder / "base")
-    rng = np.random.default_rng(0)
-    for task, classes in fit_data.CLASSES.items():
-        sizes = {"fit": 24, "validation": 8, "test": 20}
-        arrays = {f"{split}_images": rng.integers(0, 256, (n, 16, 16, 3)).astype(np.uint8) for split, n in sizes.items()}
-        arrays |= {f"{split}_labels": rng.integers(0, classes, n) for split, n in sizes.items()}
-        np.savez(folder / f"{task}.npz", **arrays)
-    stamp(folder, {})
-    return Suite("tiny", folder / "base", {t: folder / t for t in "ab"}, {t: folder / f"{t}.npz" for t in "ab"})
-
 
 METHODS = [
     methods.PRETRAINED, methods.EXPERTS, methods.merged("TA", "task_arithmetic", scale=methods.one_over_k), methods.SOUPS,

@@ -5,28 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import fit_data
-import task_data
 from benchmarks.claims import cells, map_report, map_tables, methods, report, searches, verdicts, vision
-from benchmarks.claims.suite import Suite, stamp
 from benchmarks.claims.table import Table
 from paretomerge import preferences
 from paretomerge.evaluation.evaluate import sampled
 
-
-@pytest.fixture(scope="module")
-def suite(tmp_path_factory):
-    folder = fit_data.save("vit", tmp_path_factory.mktemp("suite"))
-    task_data.companions(folder / "base")
-    rng = np.random.default_rng(0)
-    for task, classes in fit_data.CLASSES.items():
-        arrays = {f"{split}_images": rng.integers(0, 256, (20, 16, 16, 3)).astype(np.uint8) for split in SPLITS}
-        np.savez(folder / f"{task}.npz", **arrays, **{f"{split}_labels": rng.integers(0, classes, 20) for split in SPLITS})
-    stamp(folder, {})
-    return Suite("tiny", folder / "base", {t: folder / t for t in "ab"}, {t: folder / f"{t}.npz" for t in "ab"})
-
-
-SPLITS = ("fit", "validation", "test")
 MAP = searches.search("MAP", "map", evaluations=10, population=8, generations=2, measure=0)
 DIRECT = searches.search("direct search", "direct-search", evaluations=12)
 
