@@ -250,6 +250,11 @@ def test_who_needs_a_base_and_a_base_merge(tmp_path):
     assert combined(expert=["a=x"]).base is None, "check reads experts without a base"
     file = write(tmp_path, "base: b\nexperts: {a: x}\non: {method: ties}")
     assert refusal(combined, file, method="ties").startswith(f"{file}: on: a merge is not made on another merge")
+    for line in ("preset: paper", "closed_form: true", "metrics: {a: accuracy}"):
+        of_a_fit = write(tmp_path, f"base: b\nexperts: {{a: x}}\n{line}")
+        assert refusal(combined, of_a_fit, method="ties").endswith(": belongs to a fit, and would change nothing here")
+        assert combined(of_a_fit, method=None, on=None, preset=None, closed_form=None, metric=None, evaluator=None)
+    file = write(tmp_path, "base: b\nexperts: {a: x}\non: {method: ties}")
     assert combined(file, method=None, on=None).on == BaseMerge(method="ties")
     assert combined(file).on is not None
     without = write(tmp_path, "experts: {a: x}")

@@ -256,7 +256,14 @@ def _search(
         tasks = load_tasks(experts, data, keep_labels=True, seed=own.get("seed", 0))
         _tell(tasks, run.say)
         tasks = for_search(tasks, experts.tasks, run.say)
-    judge = judge_of(evaluator, tasks=tasks, metrics=metrics or {}, names=experts.tasks, scratch=run.folder, options=theirs)
+    judge = judge_of(
+        evaluator,
+        tasks=tasks,
+        metrics=metrics or {},
+        names=experts.tasks,
+        scratch=run.folder and run.folder.absolute(),
+        options=theirs,
+    )
     identity = judge.identity()
     vectors = {name: own.get(name) for name in ("inside", "density", "seed")}  # that determine them
     facts = {"judge": identity, **facts_of(experts, hashes=hashes), **vectors}

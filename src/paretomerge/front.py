@@ -25,7 +25,15 @@ from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import Head, head_of, heads_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import build_model
-from paretomerge.weights.writing import SHARD_BYTES, Progress, whole_folder, write_json, write_safetensors, write_shards
+from paretomerge.weights.writing import (
+    SHARD_BYTES,
+    Progress,
+    whole_folder,
+    write_json,
+    write_marker,
+    write_safetensors,
+    write_shards,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -166,7 +174,8 @@ class Front:
                 write_safetensors(head.tensors, temporary / HEADS / task / "head.safetensors")
                 write_json(temporary / HEADS / task / "config.json", head.config)
                 heads[task] = {"prefix": head.prefix, "lacks": list(head.lacks)}
-            write_json(
+            (temporary / "README.md").write_text(self.card(), encoding="utf-8")
+            write_marker(
                 temporary / FACTS,
                 {
                     "format": FORMAT,
@@ -185,7 +194,6 @@ class Front:
                     "measured": list(self.measured),
                 },
             )
-            (temporary / "README.md").write_text(self.card(), encoding="utf-8")
 
     def pick(
         self,
@@ -234,7 +242,7 @@ class Front:
             The relative error in the adapted matrices (Frobenius) that ``rank`` costs.
 
         Raises:
-            UserError: a set of full rank; what ``write_lora`` raises.
+            UserError: a set that moves whole tensors; what ``write_lora`` raises.
         """
         pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
         if rank is not None and rank < 1:

@@ -19,7 +19,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 
@@ -27,6 +27,9 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.dataspec import DataSpec
 from paretomerge.options import shown, unknown
 from paretomerge.strict_yaml import parse_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 _LARGEST_FILE = 10**6
 _BASELESS = ("average", "slerp")
@@ -100,6 +103,16 @@ class Recipe(BaseModel):
     def shard_bytes(self) -> int:
         """``shard_size`` as a number."""
         return parse_size(self.shard_size)
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """``dtype`` as torch has it."""
+        if self.dtype is None:
+            return None
+        import torch
+
+        found: torch.dtype = getattr(torch, self.dtype)
+        return found
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -232,6 +245,9 @@ def combined(file: str | Path | None = None, **flags: Any) -> Recipe:
             raise UserError(f"{_place(file, 'paper')}: a merged model has no report; a published table belongs to a fit")
         if recipe.evaluator is not None and "evaluator" not in flags:
             raise UserError(f"{_place(file, 'evaluator')}: a merge is not evaluated; an evaluator belongs to a fit")
+        for name in ("closed_form", "metrics", "preset"):
+            if name in recipe.model_fields_set and name not in (*flags, *(("metrics",) if "metric" in flags else ())):
+                raise UserError(f"{_place(file, name)}: belongs to a fit, and would change nothing here")
     return recipe
 
 

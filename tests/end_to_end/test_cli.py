@@ -457,8 +457,18 @@ def test_only_what_is_ours_is_replaced_and_only_when_asked(cli, zoo, command):
     cli(*words, "-o", "out")
     first = contents(cli.here / "out")
     assert cli.refuses(*words, "-o", "out") == "out: exists already: choose another name or add --overwrite"
-    (cli.here / "out" / "stale.txt").write_text("old")
     cli(*words, "-o", "out", "--overwrite")
+    assert contents(cli.here / "out") == first
+    (cli.here / "out" / "exports" / "mine").mkdir(parents=True)
+    (cli.here / "out" / "exports" / "mine" / "config.json").write_text("{}")
+    (cli.here / "out" / "notes.txt").write_text("years of work")
+    refused = cli.refuses(*words, "-o", "out", "--overwrite")
+    assert refused == (
+        "out: holds exports/mine/config.json and 1 more, which is not of this front or model: move it elsewhere first"
+    )
+    (cli.here / "out" / "notes.txt").unlink()
+    (cli.here / "out" / "exports" / "mine" / "config.json").unlink()
+    cli(*words, "-o", "out", "--overwrite")  # empty folders are nobody's
     assert contents(cli.here / "out") == first
     (cli.here / "mine").mkdir()
     (cli.here / "mine" / "thesis.tex").write_text("years of work")

@@ -167,7 +167,7 @@ def test_resume_looks_at_the_settings_first(cli, families, monkeypatch):
     from paretomerge.fitting.problem import Problem
 
     words = ["fit", *families["vit"].flags(), *STEPS, "-o", "front"]
-    assert cli.refuses(*words, "--resume", "-q") == "front.run: no saved state to resume from"
+    assert cli.refuses(*words, "--resume", "-q") == "front.run: no saved state to resume from: leave --resume out"
     assert not (cli.here / "front.run").exists()
     cli(*words)
     whole = contents(cli.here / "front")
@@ -179,6 +179,15 @@ def test_resume_looks_at_the_settings_first(cli, families, monkeypatch):
         assert refused == "front.run: that run had batch = 6, not 5: resume with the same settings"
         refused = cli.refuses(*words, "--overwrite", "--resume", "--option", "teacher_top=9", "-q")
         assert refused == "front.run: that run had teacher_top = 64, not 9: resume with the same settings"
+    config = cli.here / "front.run" / "config.json"
+    facts = json.loads(config.read_text())
+    config.write_text(json.dumps({name: value for name, value in facts.items() if name != "structure"}))  # an older version's
+    assert cli.refuses(*words, "--overwrite", "--resume", "-q") == (
+        "front.run: that run was begun by another version of paretomerge, or by another method (structure): remove the folder "
+        "and start again without --resume"
+    )
+    config.write_text(json.dumps(facts))
+    assert facts["skip_below"] == 0.01 and "given" not in facts
     monkeypatch.setattr(Problem, "_outputs", None)  # all that is left to do is to read and to write
     err = cli.errors(*words, "--overwrite", "--resume")
     assert "a: the expert's predictions on 24 inputs are those in front.run/teacher" in err

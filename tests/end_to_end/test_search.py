@@ -259,6 +259,7 @@ MISTAKES = {
     "an option of nobody": ([*BY, "--option", "timeot=3"], "did you mean 'timeout'?"),
     "a kind of option": ([*BY, "--option", "timeout=x"], "timeout must be a number"),
     "a base merge": (["-m", "map", "--on", "ties"], "its option inside"),
+    "a closed form": (["-m", "map", *BOTH, "--closed-form"], "--closed-form: map looks at data by itself"),
     "nothing to go on from": ([*BY, *METRICS, "--resume"], "no evaluations to go on from"),
     "a metric twice": ([*BY, "--metric", "a=acc", "--metric", "a=acc"], "a is given twice"),
     "lm-eval without a benchmark": (["-m", "map", "--evaluator", "lm-eval", *METRICS], "name the benchmark and its metric"),

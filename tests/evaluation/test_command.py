@@ -124,6 +124,11 @@ def test_much_output_is_read_from_its_end():
     assert command.run(print_much, timeout=60) == {}
 
 
+def test_the_folder_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command.folder_for(Path("front.run")).parent == tmp_path / "front.run"
+
+
 def test_folders_of_killed_runs(tmp_path):
     made = command.folder_for(tmp_path / "run")
     (made / "model.safetensors").write_text("")

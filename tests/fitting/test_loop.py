@@ -20,7 +20,7 @@ import quadratics
 from paretomerge import preferences
 from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Part, Settings, fit_, lr_of_step
+from paretomerge.fitting.loop import Part, Settings, check_run, fit_, lr_of_step
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from quadratics import Interrupt, problem
 
@@ -335,6 +335,12 @@ def test_an_objective_that_is_not_finite_is_an_error(tmp_path, bad):
     assert torch.isfinite(load_file(tmp_path / "state.safetensors")["phi"]).all()
 
 
+def test_a_step_without_tasks_is_refused():
+    with pytest.raises(UserError, match="skip_below must be at most 1 / 2"):
+        noisy().fit(replace(SHORT, skip_below=0.6))
+    noisy().fit(replace(SHORT, skip_below=0.5))
+
+
 # -- early stopping
 
 
@@ -350,6 +356,11 @@ def test_patience_keeps_the_best(tmp_path):
     settings = replace(SHORT, steps=40, checkpoint_every=4, patience=2)
     phi = fitted.fit(settings, held_out=held_out, report=told, folder=tmp_path)
     assert told.told[-1] == 20 and len(seen) == 5
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["held_out"] for line in lines if "held_out" in line] == [5.0, 3.0, 2.0, 2.5, 4.0]
+    assert [line["step"] for line in lines if line.get("over")] == [20]
+    again = noisy()  # the run is at its end: nothing is measured, nothing is done again
+    assert torch.equal(again.fit(settings, held_out=lambda: 1 / 0, folder=tmp_path, resume=True), phi)
     assert torch.equal(phi, seen[2][0]) and not torch.equal(phi, seen[4][0])
     assert distance(seen[4][1], fitted_at(fitted, seen[4][0], 0.5, 0.5)) < 1e-6
     # what comes later has no influence on what was kept, and without patience nothing is measured
@@ -371,6 +382,17 @@ def test_patience_measures_the_last_steps_too():
     last = noisy().fit(replace(SHORT, patience=0))
     phi = fitted.fit(replace(SHORT, patience=5), held_out=lambda: values.pop(0))  # after 5, 10 and 12 steps
     assert values == [] and torch.equal(phi, last)
+
+
+def test_a_run_that_waits_to_be_resumed_is_not_begun_anew(tmp_path):
+    with pytest.raises(Stopped):
+        noisy().fit(SHORT, folder=tmp_path, report=Interrupt(7, lambda: signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(UserError, match=r"holds a run that stopped after step 7 of 12: go on with --resume, .* or remove it$"):
+        check_run(tmp_path, SHORT, {}, resume=False)
+    check_run(tmp_path, SHORT, {}, resume=True)
+    noisy().fit(SHORT, folder=tmp_path, resume=True)
+    check_run(tmp_path, SHORT, {}, resume=False)  # it has come to its end
+    check_run(tmp_path / "elsewhere", SHORT, {}, resume=False)
 
 
 def test_patience_is_resumed(tmp_path):
@@ -462,14 +484,14 @@ def test_a_fresh_run_forgets_the_old_one(tmp_path, uninterrupted):
 @pytest.mark.parametrize(
     "changes, facts, named",
     [({"lr": 0.04}, {}, "lr = 0.05, not 0.04"), ({"seed": 2}, {}, "seed = 1, not 2"), ({}, {"tasks": ["b", "a"]}, "tasks"),
-     ({}, {"extra": 1}, "extra = None, not 1")],
+     ({}, {"extra": 1}, r"another version of paretomerge, or by another method \(extra\): remove the folder")],
 )  # fmt: skip
 def test_other_settings_are_refused(tmp_path, changes, facts, named):
     noisy().fit(SHORT, folder=tmp_path, facts={"tasks": ["a", "b"]})
     before = everything_in(tmp_path)
     with pytest.raises(UserError, match=named) as error:
         noisy().fit(replace(SHORT, **changes), folder=tmp_path, resume=True, facts={"tasks": ["a", "b"], **facts})
-    assert "\n" not in str(error.value) and "resume with the same settings" in str(error.value)
+    assert "\n" not in str(error.value) and ("resume with the same settings" in str(error.value)) == ("extra" not in facts)
     assert everything_in(tmp_path) == before
 
 

@@ -361,10 +361,12 @@ def test_patience_stops_early_and_keeps_the_best(folder, learned, monkeypatch):
         on_data.Problem, "held_out", lambda self: values.append((held_out(self), learned[-1].phi.clone())) or values[-1][0]
     )
     options = {"objective": "cross-entropy", "rank": 4, "lr": 3e-2, "batch": 16, "schedule": "constant", "checkpoint_every": 2}
-    run = FitRun(report=lambda done, logged: told.append(done))
+    said = []
+    run = FitRun(report=lambda done, logged: told.append(done), say=said.append)
     fit(folder / "vit", given=given, run=run, steps=200, patience=2, **options)
     best = min(range(len(values)), key=lambda i: values[i][0])
     assert told[-1] < 200 and len(values) == best + 3
+    assert said[-1] == f"stopped early after step {told[-1]}: the held-out objective improves no more; the best is kept"
     assert torch.equal(learned[-1].phi, values[best][1])
 
 

@@ -96,6 +96,15 @@ def test_mistakes():
     for wrong in ({"sampling": "other"}, {"inside": "slerp"}, {"evaluations": 2.5}, {"loss": "l1"}):
         with pytest.raises(UserError):
             check_options(SEARCHES["map"], wrong, "map")
+    senseless = {
+        "map": {"evaluations": 0, "generations": 0, "runs": 0, "measure": -1},
+        "map-bayesian": {"first": -1, "each": 0, "rounds": -1, "temperature": 0.0},
+        "moead": {"population": 0},
+        "direct-search": {"seed": -1},
+    }
+    for name, option, value in [(name, *pair) for name, options in senseless.items() for pair in options.items()]:
+        with pytest.raises(UserError, match=f"{option} must be"):
+            SEARCHES[name](experts, lambda vectors: Known(2), **{option: value})
     assert check_options(SEARCHES["map"], {"box": [0, 1.5]}, "map") == {"box": [0, 1.5]}
     assert check_options(SEARCHES["map"], {"box": [[0, 1], [0, 0.5]]}, "map")
 

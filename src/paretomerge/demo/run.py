@@ -27,7 +27,7 @@ from paretomerge.front import Front, front_of
 from paretomerge.report.plots import Point, front_figure
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.weights.experts import Experts, load_experts
-from paretomerge.weights.writing import whole_folder, write_json
+from paretomerge.weights.writing import whole_folder, write_marker
 
 MEASURED = 500
 """Held-out images a task, of 1 000 that come with the package: enough for a demonstration in under a minute."""
@@ -105,7 +105,7 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         )
         beside = [row for row in rows if row["method"] in (EXPERT, PRETRAINED)]
         replace(sets[PM_ALL], measured=(*kept, *beside)).save(folder / "front")
-        write_json(folder / RESULTS, {"results": rows, "stores": _stores(sets)})
+        write_marker(folder / RESULTS, {"results": rows, "stores": _stores(sets)})
     if as_json:
         print(json.dumps(rows, indent=2))
     elif not quiet:

@@ -77,7 +77,7 @@ def folder_for(inside: Path | None) -> Path:
     """An empty folder for one checkpoint."""
     if inside is not None:
         inside.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="paretomerge-model-", dir=inside))
+    return Path(tempfile.mkdtemp(prefix="paretomerge-model-", dir=inside)).absolute()  # a command may go elsewhere
 
 
 def left_behind(inside: Path) -> Sequence[Path]:

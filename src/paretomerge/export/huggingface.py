@@ -9,7 +9,7 @@ from typing import Any
 
 from paretomerge.export.card import model_card
 from paretomerge.weights.lazy import Weights, main_dtype
-from paretomerge.weights.writing import Progress, whole_folder, write_json, write_shards
+from paretomerge.weights.writing import Progress, whole_folder, write_json, write_marker, write_shards
 
 PROVENANCE = "paretomerge.json"
 """The file that says how a folder came about, and marks it as ours."""
@@ -43,8 +43,8 @@ def write_model(
     with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:
         write_shards(weights, temporary, shard_bytes=shard_bytes, progress=progress)
         write_companions(temporary, config, companions, weights)
-        write_json(temporary / PROVENANCE, provenance)
         (temporary / "README.md").write_text(model_card(provenance), encoding="utf-8")
+        write_marker(temporary / PROVENANCE, provenance)
 
 
 def write_companions(folder: Path, config: Mapping[str, Any], companions: Path | None, weights: Weights) -> None:

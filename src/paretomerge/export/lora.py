@@ -17,7 +17,7 @@ from paretomerge.weights.adapted import Adapted, Compressed, Pair, compressed
 from paretomerge.weights.architecture import empty_model, live_names
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.lazy import TensorInfo, Weights
-from paretomerge.weights.writing import whole_folder, write_json, write_safetensors
+from paretomerge.weights.writing import whole_folder, write_json, write_marker, write_safetensors
 
 PairOf = Callable[[str], Pair]
 """The base's name of a matrix -> what is added to it: L (m, r) and R (r, n), as the base stores the matrix."""
@@ -68,8 +68,8 @@ def write_lora(
     with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:
         write_safetensors(tensors, temporary / "adapter_model.safetensors")
         write_json(temporary / "adapter_config.json", adapter)
-        write_json(temporary / PROVENANCE, provenance)
         (temporary / "README.md").write_text(model_card({**provenance, "adapter_of": base_model}), encoding="utf-8")
+        write_marker(temporary / PROVENANCE, provenance)
     total = sum(each.total for each in losses.values())
     return (sum(each.lost for each in losses.values()) / total) ** 0.5 if total else 0.0
 

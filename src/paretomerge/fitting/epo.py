@@ -14,8 +14,8 @@ program over the simplex:
 
 At the minimum of one objective its gradient is zero, and steps that start straight behind it end there, short of the ray.
 
-The paper is not among ours: formulas and ε are those of its authors' published program, as we know them. The point of least
-norm in the convex hull of the gradients fulfils balance and relaxed descent, so only rounding can leave either without a
+Formulas and ε = 1e-4 are those of the authors' published program (github.com/dbmptr/EPOSearch). The point of least norm in the
+convex hull of the gradients fulfils balance and relaxed descent, so only rounding can leave either without a
 solution; the step is then γ's, and that is told.
 """
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -125,15 +125,18 @@ def fit_(
 
     Raises:
         Stopped: SIGINT or SIGTERM came (to any process); the state is saved in ``folder``.
-        UserError: nothing to resume, or a run with other settings; an objective that is not finite.
+        UserError: nothing to resume, or a run with other settings; a threshold that leaves no task in a step; an objective
+            that is not finite.
     """
     n_tasks, device = learned.n_tasks, learned.phi.device
+    if settings.skip_below is not None and settings.skip_below > 1 / n_tasks:
+        raise UserError(f"skip_below must be at most 1 / {n_tasks}, an equal share: no task may take part otherwise")
     told: dict[str, Any] = {}
     weigh = scalarization(settings.scalarization, settings.mu, told.__setitem__)
     relative = relative_weight(settings.scalarization, settings.mu, whole=whole and world()[1] == 1)
     phi = nn.Parameter(learned.phi, requires_grad=True)  # the same storage: learned's views follow the optimiser
     optimizer = torch.optim.Adam([phi], lr=settings.lr, betas=(0.9, 0.999))
-    config = {**asdict(settings), **(facts or {})}
+    config = {**(facts or {}), **asdict(settings)}
     run = _Run(folder, config) if folder and world()[0] == 0 else None
     start, best, waited = 0, math.inf, 0
     best_phi = learned.phi.clone() if settings.patience else None
@@ -178,10 +181,6 @@ def fit_(
                 "lr": optimizer.param_groups[0]["lr"],
                 **({settings.scalarization: dict(told)} if told else {}),
             }
-            if run:
-                run.log(logged)
-            if report:
-                report(step + 1, logged)
             done = step + 1
             checkpoint = done % settings.checkpoint_every == 0 or done == settings.steps
             if held_out and settings.patience and checkpoint:
@@ -190,8 +189,14 @@ def fit_(
                 best, waited = (value, 0) if value < best else (best, waited + 1)
                 if waited == 0 and best_phi is not None:
                     best_phi.copy_(learned.phi)
-                if waited >= settings.patience:
-                    break
+                logged |= {"held_out": value, "over": waited >= settings.patience}
+            if run:
+                run.log(logged)
+            if report:
+                report(done, logged)
+            if logged.get("over"):  # as a run that is at its end, so that nothing is left to resume
+                save(settings.steps)
+                break
             if checkpoint:
                 save(done)
             if float(summed(torch.tensor([float(stop.is_set())]), device)):  # one process asked to stop stops them all
@@ -260,20 +265,42 @@ def _written(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: the run's state cannot be written ({error.strerror or error})") from error
 
 
-def check_resumable(folder: Path | None, settings: Settings, facts: Mapping[str, Any]) -> None:
-    """Refuse, before any work is done, what ``fit_`` would refuse to resume.
+def check_run(folder: Path | None, settings: Settings, facts: Mapping[str, Any], *, resume: bool) -> None:
+    """Refuse, before any work is done, what ``fit_`` would refuse to resume, and to begin where a run waits to be resumed.
 
     Raises:
-        UserError: no saved state in the folder, or one of a run with other settings or facts.
+        UserError: to resume: no saved state in the folder, or one of a run with other settings or facts; otherwise: the
+            state of a run that has not come to its end.
     """
-    _resumable(folder, {**asdict(settings), **facts})
+    if resume:
+        _resumable(folder, {**facts, **asdict(settings)})
+    elif folder is not None and (stands := _stands(folder)) is not None and stands[0] < stands[1]:
+        raise UserError(
+            f"{folder}: holds a run that stopped after step {stands[0]} of {stands[1]}: go on with --resume, name another "
+            f"folder (--run), or remove it"
+        )
+
+
+def _stands(folder: Path) -> tuple[int, int] | None:
+    """After which step of how many the run in a folder stands; None: there is none, or nothing that can be read."""
+    try:
+        with safe_open(folder / "state.safetensors", "pt") as state:
+            done = int(state.get_tensor("numbers")[0])
+        return done, int(read_json(folder / "config.json")["steps"])
+    except (OSError, SafetensorError, UserError, LookupError, TypeError, ValueError):
+        return None
 
 
 def _resumable(folder: Path | None, config: Mapping[str, Any]) -> Path:
     if folder is None or not (folder / "state.safetensors").exists():
-        raise UserError(f"{folder or 'no folder is given'}: no saved state to resume from")
+        raise UserError(f"{folder or 'no folder is given'}: no saved state to resume from: leave --resume out")
     before = read_json(folder / "config.json")
     now = json.loads(json.dumps(config))
+    if others := sorted(before.keys() ^ now.keys()):
+        raise UserError(
+            f"{folder}: that run was begun by another version of paretomerge, or by another method ({others[0]}): remove the "
+            f"folder and start again without --resume"
+        )
     if differing := [key for key in {**before, **now} if before.get(key) != now.get(key)]:
         key = sorted(differing)[0]
         raise UserError(f"{folder}: that run had {key} = {before.get(key)}, not {now.get(key)}: resume with the same settings")

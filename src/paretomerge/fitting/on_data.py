@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.loop import Report, Settings, check_run, fit_
 from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.react import react
 from paretomerge.fitting.routed import PAPER as PWE_PAPER
@@ -142,8 +142,9 @@ def pareto_merging_on_data(
     Stores: one model; A, B and K cores of r × r for each target.
     Paper: Chen & Kwok 2025, arXiv 2408.12105; distillation is ours.
     """
-    given = ("experts", "tasks", "on", "folder", "resume", "report", "say", "device")
-    options = {k: v for k, v in locals().items() if k not in given}
+    options = dict(locals())
+    for name in ("experts", "tasks", "on", "folder", "resume", "report", "say", "device"):
+        del options[name]
     if on is not None:
         options = {k: v for k, v in options.items() if k not in OF_COEFFICIENTS}
     names = {field.name for field in fields(Settings)}
@@ -156,8 +157,7 @@ def pareto_merging_on_data(
             raise UserError("rank 0 on a base merge: nothing is left to learn")
         varying = {name for target in low_rank for name, _ in target.members}
         facts["on"] = math.fsum(float(on[name].sum(dtype=torch.float64)) for name in sorted(varying))  # which base it is
-    if resume:
-        check_resumable(folder, settings, facts)
+    check_run(folder, settings, facts, resume=resume)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=device_of(device),
         folder=folder, say=say, held_out=patience > 0, teacher_top=teacher_top, task_vectors=on is None, thin=ties is None,

@@ -175,7 +175,7 @@ class Problem:
         return total / len(self.experts)
 
     def watching(self, report: Report | None) -> Report:
-        """A report that tells the user when the predictions of a task collapse to few classes, or epo's program fails."""
+        """A report that tells the user when predictions collapse to few classes, the fit ends early, or epo's program fails."""
         told: set[str] = set()
 
         def watch(done: int, logged: Mapping[str, Any]) -> None:
@@ -193,6 +193,8 @@ class Problem:
                         f"warning: step {done}: the predictions of task {task} collapse to few classes (marginal entropy "
                         f"{value:.2f}, at first {float(np.median(first)):.2f}): use objective=distill or infomax"
                     )
+            if logged.get("over"):
+                self.say(f"stopped early after step {done}: the held-out objective improves no more; the best is kept")
             mode = str(logged.get("epo", {}).get("mode", ""))
             if mode.startswith("linear") and mode not in told:
                 told.add(mode)
@@ -320,7 +322,7 @@ def sources_of(
 def facts_of(
     names: Sequence[str], tasks: Mapping[str, Task], objective: str, options: Mapping[str, Any], *, held_out: bool
 ) -> dict[str, Any]:
-    """What determines a run beside its ``Settings``, known before any expert is asked; for ``fit_`` and ``check_resumable``."""
+    """What determines a run beside its ``Settings``, known before any expert is asked; for ``fit_`` and ``check_run``."""
     sources = sources_of(names, tasks, objective, held_out=held_out)
     return {"tasks": list(names), "inputs": [len(fit.inputs) for fit, _ in sources.values()], **options}
 

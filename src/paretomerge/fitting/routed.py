@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.loop import Report, Settings, check_run, fit_
 from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.scalarization import Name as Scalarization
@@ -118,8 +118,7 @@ def pwe_moe(
     lam = scale if scale is not None else 1 / n_tasks if start == "soup" else 0.6 if n_tasks == 2 else 0.3
     chosen = choose_modules(experts.infos, experts.merged, modules)
     facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
-    if resume:
-        check_resumable(folder, settings, facts)
+    check_run(folder, settings, facts, resume=resume)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
         held_out=patience > 0, checkpointing=checkpointing,

@@ -279,6 +279,10 @@ SEARCHES: dict[str, Callable[..., Searched]] = {
 """By their names on the command line."""
 
 
+_LEAST = {"evaluations": 1, "first": 1, "each": 1, "rounds": 0, "population": 1, "generations": 1, "runs": 1, "measure": 0,
+          "seed": 0}  # fmt: skip
+
+
 def _searched(
     name: str,
     experts: Experts,
@@ -293,6 +297,11 @@ def _searched(
 ) -> Searched:
     if len(experts) < 2:
         raise UserError("a front is between tasks: name at least two experts")
+    for option, least in _LEAST.items():
+        if (value := options.get(option)) is not None and value < least:
+            raise UserError(f"{option} must be at least {least}")
+    if options.get("temperature", 1.0) <= 0:
+        raise UserError("temperature must be positive")
     within = boxes.box(len(experts), box)
     vectors = processed(experts, inside, density=density, seed=options["seed"])
     evaluator = evaluator_for(vectors)

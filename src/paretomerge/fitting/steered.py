@@ -14,7 +14,7 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.loop import Report, Settings, check_run, fit_
 from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.scalarization import Name as Scalarization
@@ -126,8 +126,7 @@ def steered(
     lam = 1 / n_tasks if scale is None else scale
     low_rank = low_rank_targets(experts, targets, rank, fuse_qkv=fuse_qkv)
     facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
-    if resume:
-        check_resumable(folder, settings, facts)
+    check_run(folder, settings, facts, resume=resume)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
         held_out=patience > 0, checkpointing=checkpointing, thin=task_vector_rank is None,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
-from paretomerge.fitting.loop import Report, Settings, check_resumable, fit_
+from paretomerge.fitting.loop import Report, Settings, check_run, fit_
 from paretomerge.fitting.problem import Problem, sources_of
 from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.merges.streaming import completed
@@ -142,8 +142,7 @@ def training(
     sources = sources_of(experts.tasks, tasks, objective, held_out=False)
     facts: dict[str, Any] = {"tasks": list(experts.tasks), "inputs": [len(fit.inputs) for fit, _ in sources.values()]}
     facts |= {k: v for k, v in options.items() if k != "preference"}
-    if resume:
-        check_resumable(folder, settings, facts)
+    check_run(folder, settings, facts, resume=resume)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=device_of(device),
         folder=folder, say=say, held_out=False, checkpointing=checkpointing,

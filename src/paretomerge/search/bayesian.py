@@ -13,7 +13,7 @@ from paretomerge.search.sampling import Box
 from paretomerge.search.surrogate import Loss, fit_surrogates
 
 _CANDIDATES = 4096
-"""Uniform points of the box from which a bin's are taken."""
+"""Uniform points of the box from which a bin's are taken, at the least."""
 
 
 def bayesian(
@@ -118,7 +118,7 @@ def softmax(x: Matrix) -> Matrix:
 
 def draw(probability: Matrix, count: int, within: Box, rng: np.random.Generator) -> Matrix:
     """``count`` points of the box (count, N), each uniform in a bin drawn with ``probability``."""
-    candidates = within.scaled(rng.random((_CANDIDATES, len(within.low))))
+    candidates = within.scaled(rng.random((max(_CANDIDATES, 4 * count), len(within.low))))
     where = bins(candidates, within)
     share = np.bincount(where, minlength=len(probability))
     weights = np.where(share > 0, probability / np.maximum(share, 1), 0.0)[where]

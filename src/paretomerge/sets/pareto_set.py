@@ -42,7 +42,7 @@ class ParetoSet(ABC):
         """Add θ(to) − θ(since) of tensor ``name`` to ``tensor``, in place; preferences are (K,) in fp64."""
 
     def pair(self, name: str, gamma: Tensor) -> Pair | None:
-        """θ(γ) − θ(1/K, …, 1/K) of a matrix that varies, as a thin product in fp32; None: it has full rank."""
+        """θ(γ) − θ(1/K, …, 1/K) of a matrix that varies, as a thin product in fp32; None: the set keeps it whole."""
         return None
 
     def on_head(self, task: str, head: Weights, preference: Preference) -> Weights:

@@ -111,6 +111,15 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     _write(path, _as_text(value))
 
 
+def write_marker(path: Path, value: Mapping[str, object]) -> None:
+    """The JSON file that marks its folder as ours, the last one to be written: it also lists what else is in the folder.
+
+    ``whole_folder`` replaces no folder that holds anything else.
+    """
+    files = sorted(file.relative_to(path.parent).as_posix() for file in path.parent.rglob("*") if file.is_file())
+    write_json(path, {**value, "contents": files})
+
+
 def replace_json(path: Path, value: Mapping[str, object]) -> None:
     """The same, in the place of an old file: at any time one of the two is there, whole.
 
@@ -158,7 +167,8 @@ def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterato
 
     Args:
         target: the folder to make; its parent is created.
-        overwrite: a file name; a folder that holds such a file is ours and may be replaced. None: nothing is replaced.
+        overwrite: the name of a marker (``write_marker``); a folder that holds it, and nothing that it does not list, is ours
+            and may be replaced. None: nothing is replaced.
 
     Raises:
         UserError: the target exists and may not be replaced, or cannot be written.
@@ -210,6 +220,20 @@ def _may_write(target: Path, overwrite: str | None) -> None:
         raise UserError(f"{target}: exists already: choose another name or add --overwrite")
     if target.is_symlink() or not (target / overwrite).exists():
         raise UserError(f"{target}: is not a folder that paretomerge wrote (no {overwrite} in it), so it is not replaced")
+    if strange := _strangers(target, overwrite):
+        more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
+        raise UserError(f"{target}: holds {strange[0]}{more}, which is not of this front or model: move it elsewhere first")
+
+
+def _strangers(folder: Path, marker: str) -> list[str]:
+    """What is in a folder of ours beside what we wrote there: exports, notes, pictures."""
+    try:
+        listed = json.loads((folder / marker).read_bytes())["contents"]
+        known = {marker, *listed}
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):  # a damaged marker, or one without a list
+        return []
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in known)
 
 
 def _replace(target: Path, temporary: Path) -> None:

@@ -1,0 +1,92 @@
+"""The command that writes a front's models; cli.py registers it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from paretomerge.errors import UserError
+from paretomerge.flags import Dtype, HeadOf, Json, Overwrite, Quiet, ShardSize
+from paretomerge.terminal import done, progress
+
+
+def pick(
+    front: Annotated[Path, typer.Argument(help="A front's folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    preference: Annotated[
+        str | None, typer.Option("--preference", "-p", help="math=0.7,code=0.3 (normalised), equal, priority:math, only:math.")
+    ] = None,
+    at_least: Annotated[
+        list[str] | None,
+        typer.Option("--at-least", metavar="TASK=VALUE", help="Of the measured ones: good enough here …"),
+    ] = None,
+    maximise: Annotated[str | None, typer.Option("--maximise", metavar="TASK", help="… and best at this task.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="The measured preference where the front bends most.")] = False,
+    lora: Annotated[bool, typer.Option("--lora", help="Write a PEFT LoRA adapter on the front's base instead.")] = False,
+    rank: Annotated[int | None, typer.Option("--rank", help="With --lora: of the adapter at most; the error is said.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="With --lora: the name under which the adapter finds the front.")
+    ] = None,
+    head: HeadOf = None,
+    dtype: Dtype = None,
+    shard_size: ShardSize = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write the model that a preference asks for: a Hugging Face checkpoint, or with --lora a small adapter.
+
+    Instead of a preference: --at-least and --maximise, or --knee, which choose one of those that evaluate has measured.
+    """
+    started = time.perf_counter()
+    from paretomerge import preferences
+    from paretomerge.opening import load_front
+    from paretomerge.recipe import combined
+    from paretomerge.weights.writing import may_write
+
+    plan = combined(dtype=dtype, shard_size=shard_size)
+    opened = load_front(front)
+    if sum([preference is not None, knee, bool(at_least or maximise)]) != 1:
+        raise UserError("say which model: either --preference, or --at-least with --maximise, or --knee")
+    facts: dict[str, Any] = {}
+    if preference is None:
+        from paretomerge.evaluation.queries import best_with
+        from paretomerge.evaluation.queries import knee as knee_of
+        from paretomerge.recipe import parse_numbers
+
+        if knee:
+            found = knee_of(opened.own_rows, opened.tasks)
+        elif maximise is None:
+            raise UserError("--at-least needs --maximise TASK: of the models that are good enough, the best at what?")
+        else:
+            enough = parse_numbers(at_least or [], "--at-least")
+            found = best_with(opened.own_rows, opened.tasks, at_least=enough, maximise=maximise)
+        preference, facts = found.preference, {"measured": found.values, "of": found.points}
+        if not quiet:
+            print(f"{preference}: of {found.points} measured preferences", file=sys.stderr)
+    gamma = preferences.parse(preference, opened.tasks)
+    may_write(output, "paretomerge.json" if overwrite else None)
+    facts = {"preference": dict(zip(opened.tasks, gamma, strict=True)), **facts}
+    if lora:
+        if dtype or shard_size:
+            raise UserError("--dtype and --shard-size do not go with --lora: an adapter is one small file in float32")
+        error = opened.pick_lora(gamma, output, head=head, rank=rank, base_model=base_model, overwrite=overwrite)
+        if rank is not None:
+            facts = {**facts, "rank": rank, "relative_error": round(error, 6)}
+            if not quiet:
+                print(f"rank {rank} at most: relative error of the adapted matrices {error:.2%}", file=sys.stderr)
+        done(output, None, started, quiet, as_json, facts)
+        return
+    if base_model or rank is not None:
+        raise UserError("--base-model and --rank go with --lora only")
+    weights = opened.at(gamma, plan.torch_dtype, head)
+    with progress("writing", len(weights), weights.nbytes, quiet) as tick:
+        opened.pick(
+            gamma, output, head=head, dtype=plan.torch_dtype, shard_bytes=plan.shard_bytes, overwrite=overwrite,
+            progress=tick,
+        )  # fmt: skip
+    done(output, weights, started, quiet, as_json, facts)
