@@ -61,6 +61,12 @@ def make(root: Path) -> Path:
     for name, prompts in IMAGES.items():
         classes = read_prompts(str(PAPERS / "prompts" / f"{prompts}.yaml")).classes
         images(root / "datasets" / name, classes, SUBSETS.get(name, ""), grey=prompts == "mnist")
+    images(root / "datasets" / "uoft-cs" / "cifar10", [f"class {i}" for i in range(10)], "plain_text", column="img")
+    flowers = [f"flower {i}" for i in range(102)]
+    images(
+        root / "datasets" / "dpdl-benchmark" / "oxford_flowers102", flowers, splits={"train": 12, "validation": 4, "test": 8}
+    )
+    resnet(root / "microsoft" / "resnet-18")
     gpt2(root)
     glue(root / "datasets" / "nyu-mll" / "glue")
     llama(root)
@@ -141,6 +147,13 @@ def images(
         }
         made[split] = datasets.Dataset.from_dict(rows, features)
     dataset(folder, subset, made)
+
+
+def resnet(folder: Path) -> None:
+    """microsoft/resnet-18: two basic layers, running statistics, a head of 1 000 classes."""
+    net = tiny.model("resnet", num_labels=1000)
+    repository(folder, net.state_dict(), net.config, "ResNetForImageClassification")
+    hf.ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875).save_pretrained(folder)
 
 
 def gpt2(root: Path) -> None:

@@ -205,14 +205,23 @@ class Front:
         shard_bytes: int = SHARD_BYTES,
         overwrite: bool = False,
         progress: Progress | None = None,
+        tuned: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write θ(γ) as an ordinary Hugging Face model folder; with ``head``, that task's model."""
+        """Write θ(γ) as an ordinary Hugging Face model folder; with ``head``, that task's model.
+
+        ``tuned``: tensors in the place of the front's own (see ``fitting.tuning.tuned_tensors``).
+        """
+        weights = self.at(preference, dtype, head)
+        facts = self.provenance(preference)
+        if tuned:
+            own = Weights.of({n: t.to(weights.infos[n].dtype) for n, t in tuned.items()})
+            weights, facts = weights.replacing(own.infos, own.__getitem__), {**facts, "tuned": sorted(tuned)}
         write_model(
-            self.at(preference, dtype, head),
+            weights,
             folder,
             config=self._config(head),
             companions=self.companions,
-            provenance=self.provenance(preference),
+            provenance=facts,
             shard_bytes=shard_bytes,
             overwrite=overwrite,
             progress=progress,

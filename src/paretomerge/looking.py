@@ -75,7 +75,8 @@ def evaluate(
     options = option_values(option or [])
     tasks, names = {}, opened.tasks
     if evaluator is None:
-        tasks = api.load_tasks(opened, _wanted(opened, plan.data, data), seed=seed)
+        labelled = bool(options.get("head_steps"))
+        tasks = api.load_tasks(opened, _wanted(opened, plan.data, data), keep_labels=labelled, seed=seed)
         names, options = tuple(tasks), {"batch_size": batch_size, "device": device, **options}
         if not tasks:
             raise UserError("no inputs to measure on: name them with --data NAME=PATH or a recipe, or an --evaluator")
@@ -230,23 +231,30 @@ def verify(
     points: Annotated[
         int | None, typer.Option("--points", min=1, help="With --data: recorded preferences to measure again (default: all).")
     ] = None,
+    option: OptionValues = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Hash a front's files and its sources again, measure recorded numbers again (--data); exit 2 if something changed."""
+    """Hash a front's files and its sources again, measure recorded numbers again (--data); exit 2 if something changed.
+
+    --option: as they were given to evaluate.
+    """
     from paretomerge import api
+    from paretomerge.evaluation.evaluators import OnTasks
     from paretomerge.opening import load_front
-    from paretomerge.recipe import combined
+    from paretomerge.options import check_options
+    from paretomerge.recipe import combined, option_values
     from paretomerge.verify import failed, verify_files, verify_measured
 
     opened = load_front(front)
     checks = verify_files(opened)
     if recipe or data:
         wanted = _wanted(opened, combined(recipe, data=data).data, data)
-        tasks = api.load_tasks(opened, wanted, seed=seed)
+        options = check_options(OnTasks, option_values(option or []), "verify")
+        tasks = api.load_tasks(opened, wanted, keep_labels=bool(options.get("head_steps")), seed=seed)
         say = (lambda line: None) if quiet else (lambda line: print(f"measuring at {line}", file=sys.stderr))
-        measured = verify_measured(opened, tasks, points, say=say)
+        measured = verify_measured(opened, tasks, points, options, say=say)
         if not measured:
             raise UserError(f"{front}: no number of these tasks is recorded: run paretomerge evaluate first")
         checks += measured

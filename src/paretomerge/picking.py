@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from paretomerge.errors import UserError
-from paretomerge.flags import Dtype, HeadOf, Json, Overwrite, Quiet, ShardSize
+from paretomerge.flags import Data, Dtype, HeadOf, Json, OptionValues, Overwrite, Quiet, RecipeData, ShardSize
 from paretomerge.terminal import done, progress
 
 
 def pick(
     front: Annotated[Path, typer.Argument(help="A front's folder.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write.")],
+    recipe: RecipeData = None,
     preference: Annotated[
         str | None, typer.Option("--preference", "-p", help="math=0.7,code=0.3 (normalised), equal, priority:math, only:math.")
     ] = None,
@@ -32,6 +33,8 @@ def pick(
         str | None, typer.Option("--base-model", help="With --lora: the name under which the adapter finds the front.")
     ] = None,
     head: HeadOf = None,
+    data: Data = None,
+    option: OptionValues = None,
     dtype: Dtype = None,
     shard_size: ShardSize = None,
     overwrite: Overwrite = False,
@@ -41,14 +44,17 @@ def pick(
     """Write the model that a preference asks for: a Hugging Face checkpoint, or with --lora a small adapter.
 
     Instead of a preference: --at-least and --maximise, or --knee, which choose one of those that evaluate has measured.
+
+    With --option head_steps=200 or norm_statistics=true, the head of --head or batch norms' statistics are made anew on the
+    task's labelled inputs (--data, or a recipe's).
     """
     started = time.perf_counter()
     from paretomerge import preferences
     from paretomerge.opening import load_front
-    from paretomerge.recipe import combined
+    from paretomerge.recipe import combined, option_values
     from paretomerge.weights.writing import may_write
 
-    plan = combined(dtype=dtype, shard_size=shard_size)
+    plan = combined(recipe, data=data, dtype=dtype, shard_size=shard_size)
     opened = load_front(front)
     if sum([preference is not None, knee, bool(at_least or maximise)]) != 1:
         raise UserError("say which model: either --preference, or --at-least with --maximise, or --knee")
@@ -74,6 +80,8 @@ def pick(
     if lora:
         if dtype or shard_size:
             raise UserError("--dtype and --shard-size do not go with --lora: an adapter is one small file in float32")
+        if option or data or recipe:
+            raise UserError("--option, --data and a recipe do not go with --lora: a tuned head is written into a checkpoint")
         error = opened.pick_lora(gamma, output, head=head, rank=rank, base_model=base_model, overwrite=overwrite)
         if rank is not None:
             facts = {**facts, "rank": rank, "relative_error": round(error, 6)}
@@ -83,10 +91,15 @@ def pick(
         return
     if base_model or rank is not None:
         raise UserError("--base-model and --rank go with --lora only")
+    tuned = None
+    if option or data or recipe:
+        from paretomerge.fitting.tuning import tuned_for
+
+        tuned = tuned_for(opened, gamma, head, plan.data, option_values(option or []))
     weights = opened.at(gamma, plan.torch_dtype, head)
     with progress("writing", len(weights), weights.nbytes, quiet) as tick:
         opened.pick(
             gamma, output, head=head, dtype=plan.torch_dtype, shard_bytes=plan.shard_bytes, overwrite=overwrite,
-            progress=tick,
+            progress=tick, tuned=tuned,
         )  # fmt: skip
     done(output, weights, started, quiet, as_json, facts)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import evaluate
+from paretomerge.evaluation.evaluate import evaluate_by
+from paretomerge.evaluation.evaluators import OnTasks
 from paretomerge.evaluation.tasks import Task
 from paretomerge.front import FACTS, Front
 from paretomerge.opening import load_front
@@ -57,7 +58,12 @@ def verify_files(front: Front) -> list[Check]:
 
 
 def verify_measured(
-    front: Front, tasks: Mapping[str, Task], points: int | None = None, *, say: Callable[[str], None] = lambda line: None
+    front: Front,
+    tasks: Mapping[str, Task],
+    points: int | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Check]:
     """Measure recorded numbers again and compare.
 
@@ -65,6 +71,7 @@ def verify_measured(
         front: the set, with its measured rows.
         tasks: the inputs of the tasks that are to be looked at; those that were measured on.
         points: how many preferences, evenly from all that are recorded; None: all.
+        options: of ``OnTasks``, as they were when the numbers were measured.
         say: is told what is measured.
     """
     rows = [row for row in front.measured if row["task"] in tasks and row["method"] == front.pareto_set.method]
@@ -75,10 +82,9 @@ def verify_measured(
     for preference in chosen:
         say(preference)
         wanted = [row for row in rows if row["preference"] == preference]
-        again = {
-            row["task"]: row["value"]
-            for row in evaluate(front, [tasks[name] for name in dict.fromkeys(row["task"] for row in wanted)], [preference])
-        }
+        asked = [tasks[name] for name in dict.fromkeys(row["task"] for row in wanted)]
+        judge = OnTasks({task.name: task for task in asked}, **{"device": "cpu", **(options or {})})
+        again = {row["task"]: row["value"] for row in evaluate_by(front, judge, [preference])}
         for row in wanted:
             apart = abs(again[row["task"]] - row["value"])
             what = f"{row['metric']} of {row['task']} at {preference}"

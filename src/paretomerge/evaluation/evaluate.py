@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -61,6 +61,7 @@ def evaluate(
     workers: int = 1,
     ray: str | None = None,
     gpus: float = 0.0,
+    options: Mapping[str, Any] | None = None,
 ) -> list[Row]:
     """The metric of every task at every preference; preferences that come to the same model are measured once.
 
@@ -77,6 +78,7 @@ def evaluate(
         workers: how many evaluate at a time, on Ray if there are several; each has live models of its own.
         ray: address of a Ray cluster; None: a local one.
         gpus: GPUs a worker has, if only in part.
+        options: more of ``OnTasks``: ``head_steps``, ``norm_statistics`` …
 
     Returns:
         Rows in the order of the preferences, then of the tasks.
@@ -84,7 +86,7 @@ def evaluate(
     Raises:
         UserError: a preference that cannot be read; what ``measure`` raises.
     """
-    judge = OnTasks({task.name: task for task in tasks}, batch_size=batch_size, device=str(device))
+    judge = OnTasks({task.name: task for task in tasks}, batch_size=batch_size, device=str(device), **(options or {}))
     return evaluate_by(
         front, judge, preferences, splits={task.name: task.split for task in tasks}, seed=seed, dtype=dtype, method=method,
         progress=progress, workers=workers, ray=ray, gpus=gpus,

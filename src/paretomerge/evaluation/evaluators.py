@@ -12,7 +12,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from paretomerge.evaluation.measure import measure
 from paretomerge.evaluation.outcomes import checked
 from paretomerge.evaluation.tasks import Task
 from paretomerge.evaluation.work import Measure, Models
+from paretomerge.fitting.tuning import Tuning, tuned, tuning_inputs
 from paretomerge.search.objective import Objective
 from paretomerge.weights.lazy import as_bytes
 from paretomerge.weights.live import device_of
@@ -44,6 +45,10 @@ class OnTasks:
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
         precision: of the forward passes.
         store_task_vectors: bfloat16 halves the memory of the task vectors of a search.
+        head_steps: of Adam, that fine-tune each merged model's classification heads on labelled inputs to fit on before it is
+            measured on others; 0: heads are the experts'.
+        head_lr: its learning rate.
+        norm_statistics: batch norms' running statistics are taken anew from inputs to fit on; otherwise they are the base's.
     """
 
     tasks: Mapping[str, Task]
@@ -52,6 +57,9 @@ class OnTasks:
     device: str = "auto"
     precision: Literal["float32", "bfloat16"] = "float32"
     store_task_vectors: Literal["float32", "bfloat16"] = "float32"
+    head_steps: int = 0
+    head_lr: float = 1e-3
+    norm_statistics: bool = False
 
     @property
     def objectives(self) -> Sequence[Objective]:
@@ -59,13 +67,24 @@ class OnTasks:
 
     def identity(self) -> dict[str, Any]:
         seen = {name: {"metric": t.metric, "inputs": _fingerprint(t.held_out)} for name, t in self.tasks.items() if t.held_out}
-        return {"kind": "tasks", "tasks": seen, "precision": self.precision, "store_task_vectors": self.store_task_vectors}
+        found = {"kind": "tasks", "tasks": seen, "precision": self.precision, "store_task_vectors": self.store_task_vectors}
+        if not self.tuning:
+            return found
+        inputs = {name: _fingerprint(tuning_inputs(task)[0]) for name, task in self.tasks.items()}
+        return {**found, "tuning": {**asdict(self.tuning), "inputs": inputs}}
+
+    @property
+    def tuning(self) -> Tuning:
+        """What each merged model gets before it is measured."""
+        return Tuning(head_steps=self.head_steps, head_lr=self.head_lr, norm_statistics=self.norm_statistics)
 
     def opened(self, models: Models) -> Measure:
         device = device_of(self.device)
         live = models.live(device, getattr(torch, self.store_task_vectors))
         text_varies = any("text" in name for name in models.varying)
         text_heads: dict[str, torch.Tensor] = {}
+        tuning = self.tuning
+        parts = {name: tuning_inputs(task) for name, task in self.tasks.items()} if tuning else {}
 
         def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
             live.move_(c)
@@ -76,7 +95,12 @@ class OnTasks:
                     if task.prompts is not None and (text_varies or name not in text_heads):
                         with torch.no_grad():
                             text_heads[name] = task.prompts.features(model)
-                    found[name] = measure(model, task, self.batch_size, text_heads.get(name))
+                    if tuning:
+                        on, measured_on = parts[name]
+                        with tuned(model, task, on, tuning, self.batch_size):
+                            found[name] = measure(model, replace(task, held_out=measured_on), self.batch_size)
+                    else:
+                        found[name] = measure(model, task, self.batch_size, text_heads.get(name))
             return found
 
         return measured

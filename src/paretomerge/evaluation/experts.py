@@ -2,44 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import evaluate
+from paretomerge.evaluation.directions import METRICS, row_of
+from paretomerge.evaluation.measure import measure
 from paretomerge.evaluation.results import Row
 from paretomerge.evaluation.tasks import Task
 from paretomerge.front import Front
+from paretomerge.search.objective import Objective
+from paretomerge.weights.experts import load_experts
+from paretomerge.weights.heads import heads_of
+from paretomerge.weights.live import device_of
+from paretomerge.weights.shared_models import SharedModels, own_tensors
 
 EXPERT, PRETRAINED = "expert", "pretrained"
 """The methods of such rows; an expert's preference is ``only:TASK``, the base's ``equal``."""
 
 
-def evaluate_sources(front: Front, tasks: Sequence[Task], **options: Any) -> list[Row]:
+def evaluate_sources(
+    front: Front,
+    tasks: Sequence[Task],
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: str = "cpu",
+    progress: Callable[[Row], None] | None = None,
+) -> list[Row]:
     """The metrics of the experts and of the pretrained base, read from where the front was made of them.
 
-    Each expert is measured at every task, with that task's head. Tensors that were not merged are the base's.
+    Each expert is measured at every task, with that task's head. What is not merged (statistics of batch norms, excluded
+    tensors) is its own.
 
     Args:
         front: its ``sources`` say the paths.
         tasks: what is measured on.
-        **options: ``seed``, ``batch_size``, ``device`` and ``progress`` of ``evaluate``.
+        seed: for the rows.
+        batch_size: inputs at a time.
+        device: where the models run.
+        progress: called with each row as it is measured.
 
     Raises:
         UserError: a model is no longer at its path.
     """
-    from paretomerge import api
-    from paretomerge.front import front_of
-    from paretomerge.sets.low_rank import LowRank
-    from paretomerge.weights.experts import load_experts
-
     paths = {task: source["path"] for task, source in front.sources["experts"].items()}
     if "in memory" in (front.sources["base"]["path"], *paths.values()):
         raise UserError("the front was made of models in memory: there are no experts on disk to measure")
     experts = load_experts(front.sources["base"]["path"], paths)
-    soup = api.fit(experts, "soup", hashes=False)  # its one-hot preferences are the experts
-    base = front_of(LowRank(experts.tasks, api.merge(experts, "task_arithmetic", scale=0.0), {}), experts, hashes=False)
-    return [
-        *evaluate(base, tasks, ["equal"], method=PRETRAINED, **options),
-        *evaluate(soup, tasks, [f"only:{task}" for task in experts.tasks], method=EXPERT, **options),
-    ]
+    shared = SharedModels(experts, heads_of(experts), experts.merged, device_of(device))
+    rows: list[Row] = []
+
+    def add(task: Task, method: str, preference: str) -> None:
+        objective = Objective(task.name, task.metric, *METRICS[task.metric])
+        value = measure(shared.models[task.name], task, batch_size)
+        rows.append(row_of(objective, value, preference, method=method, split=task.split, seed=seed))
+        if progress:
+            progress(rows[-1])
+
+    for task in tasks:
+        add(task, PRETRAINED, "equal")
+    for k, expert in enumerate(experts.experts):
+        shared.become_(experts, k)
+        for task in tasks:
+            with own_tensors(expert, experts, shared.models[task.name]):
+                add(task, EXPERT, f"only:{expert.task}")
+    return rows

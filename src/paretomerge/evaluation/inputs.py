@@ -58,6 +58,30 @@ class TensorInputs:
         return {name: tensor[chosen] for name, tensor in self.tensors.items()}
 
 
+class Rows:
+    """Some of other inputs, in this order.
+
+    Args:
+        inputs: n of them.
+        indices: (m,) of these.
+    """
+
+    def __init__(self, inputs: Inputs, indices: Tensor) -> None:
+        self._inputs = inputs
+        self._indices = indices
+
+    @property
+    def labels(self) -> Tensor | None:
+        labels = self._inputs.labels
+        return None if labels is None else labels[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        return self._inputs.batch(self._indices[torch.as_tensor(indices, dtype=torch.long)].tolist())
+
+
 class ImageInputs:
     """Images that are read and processed when a batch wants them.
 

@@ -64,12 +64,12 @@ def feature_point(model: nn.Module, task: Task, batch: Mapping[str, Tensor]) -> 
     what = "features" if task.prompts is not None else "logits"
     found = [name for name, output in outputs.items() if output.shape == wanted.shape and torch.equal(output, wanted)]
     if not found:
-        raise UserError(f"task {task.name}: {type(model).__name__} makes its {what} with no single linear map to correct")
+        raise UserError(f"task {task.name}: {type(model).__name__} makes its {what} with no single linear map")
     weight = model.get_submodule(found[-1]).weight
     if sum(getattr(module, "weight", None) is weight for module in model.modules()) > 1:
         raise UserError(
-            f"task {task.name}: the head of {type(model).__name__} is tied to its embeddings: a correction of its features "
-            "cannot be folded into it without changing them"
+            f"task {task.name}: the head of {type(model).__name__} is tied to its embeddings, and cannot be changed without "
+            "changing them"
         )
     return FeaturePoint(found[-1], "output" if task.prompts is not None else "input", task)
 

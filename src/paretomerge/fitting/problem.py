@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.inputs import Inputs
+from paretomerge.evaluation.inputs import Inputs, Rows
 from paretomerge.evaluation.logits import Prompts, predict
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting import teachers
@@ -63,23 +63,9 @@ class _Expert:
         return self.task.prompts.features(self.model)
 
 
-class _Spread:
+def _spread(inputs: Inputs, n: int) -> Rows:
     """At most n of some inputs, from the first to the last: files are often sorted by class."""
-
-    def __init__(self, inputs: Inputs, n: int) -> None:
-        self._inputs = inputs
-        self._chosen = torch.linspace(0, len(inputs) - 1, min(n, len(inputs)), dtype=torch.float64).round().long()
-
-    @property
-    def labels(self) -> Tensor | None:
-        labels = self._inputs.labels
-        return None if labels is None else labels[self._chosen]
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        return self._inputs.batch(self._chosen[torch.as_tensor(indices)].tolist())
+    return Rows(inputs, torch.linspace(0, len(inputs) - 1, min(n, len(inputs)), dtype=torch.float64).round().long())
 
 
 class Problem:
@@ -260,9 +246,12 @@ class Problem:
     def _read_by_text(self, expert: _Expert) -> list[str]:
         """Names of the merged tensors that a text feature depends on, found by one prompt's gradient."""
         assert expert.task.prompts is not None
-        one = _Spread(expert.task.prompts.inputs, 1)
+        one = _spread(expert.task.prompts.inputs, 1)
         with torch.enable_grad():
-            Prompts(one, 1).features(expert.model).sum().backward()
+            features = Prompts(one, 1).features(expert.model)
+        if not features.requires_grad:  # the experts have no text tower
+            return []
+        features.sum().backward()
         names = [name for name, weight in self.models.weights.items() if weight.grad is not None]
         for weight in self.models.weights.values():
             weight.grad = None
@@ -341,7 +330,7 @@ def _sources(name: str, task: Task | None, objective: str, *, held_out: bool) ->
         return _Source(task.fit), None
     if task.held_out is None:
         raise UserError(f"task {name} has no held-out inputs: early stopping (patience) needs them")
-    return _Source(task.fit), _Source(_Spread(task.held_out, _HELD_OUT))
+    return _Source(task.fit), _Source(_spread(task.held_out, _HELD_OUT))
 
 
 def _counted(each: Tensor, mask: Tensor | None) -> Tensor:
