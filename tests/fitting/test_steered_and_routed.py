@@ -4,6 +4,7 @@ import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -226,6 +227,15 @@ def test_preset(folder):
 
 
 # -- both
+
+
+@pytest.mark.parametrize("method", [*METHODS, "training"])
+def test_how_much_of_an_expert_is_kept(folder, tmp_path, method):
+    """Of a language model's prediction at each token: so many likeliest tokens and the rest, 2 bytes each (null: all)."""
+    for top, count in ((4, 5), (None, 40)):
+        run = FitRun(tmp_path / f"{method} {top}")
+        fit(folder / "gpt2", method, run, objective="distill", teacher_top=top, **{**SHORT, "steps": 1})
+        assert {np.load(file).shape[-1] for file in (run.folder / "teacher").glob("*.values.npy")} == {count}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -56,6 +56,7 @@ def pwe_moe(
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
     checkpointing: bool = False,
+    teacher_top: int | None = 64,
     device: str = "auto",
     folder: Path | None = None,
     resume: bool = False,
@@ -94,6 +95,7 @@ def pwe_moe(
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
         checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
+        teacher_top: as in ``pareto_merging_on_data``.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
         folder: of the run.
         resume: go on where the run in ``folder`` stopped.
@@ -121,7 +123,7 @@ def pwe_moe(
     check_run(folder, settings, facts, resume=resume)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
-        held_out=patience > 0, checkpointing=checkpointing,
+        held_out=patience > 0, checkpointing=checkpointing, teacher_top=teacher_top,
     )  # fmt: skip
     weights = problem.models.weights
     upscaled = {name for members in chosen.values() for name in members}

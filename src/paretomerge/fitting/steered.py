@@ -59,6 +59,7 @@ def steered(
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
     checkpointing: bool = False,
+    teacher_top: int | None = 64,
     device: str = "auto",
     folder: Path | None = None,
     resume: bool = False,
@@ -100,6 +101,7 @@ def steered(
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
         checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
+        teacher_top: as in ``pareto_merging_on_data``.
         device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
         folder: of the run.
         resume: go on where the run in ``folder`` stopped.
@@ -129,7 +131,7 @@ def steered(
     check_run(folder, settings, facts, resume=resume)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
-        held_out=patience > 0, checkpointing=checkpointing, thin=task_vector_rank is None,
+        held_out=patience > 0, checkpointing=checkpointing, teacher_top=teacher_top, thin=task_vector_rank is None,
     )  # fmt: skip
     dtype = None if store_task_vectors == "base" else torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
     kept = keep(problem.base, problem.task_vectors, experts.infos, lam, task_vector_rank, dtype, seed)

@@ -91,6 +91,7 @@ def training(
     checkpoint_every: int = 100,
     precision: Literal["float32", "bfloat16"] = "float32",
     checkpointing: bool = False,
+    teacher_top: int | None = 64,
     device: str = "auto",
     folder: Path | None = None,
     resume: bool = False,
@@ -117,6 +118,7 @@ def training(
         checkpoint_every: steps between saved states.
         precision: of the forward and backward passes.
         checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
+        teacher_top: as in ``pareto_merging_on_data``.
         device: where to train.
         folder: of the run.
         resume: go on where the run in ``folder`` stopped.
@@ -145,7 +147,7 @@ def training(
     check_run(folder, settings, facts, resume=resume)
     problem = Problem(
         experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=device_of(device),
-        folder=folder, say=say, held_out=False, checkpointing=checkpointing,
+        folder=folder, say=say, held_out=False, checkpointing=checkpointing, teacher_top=teacher_top,
     )  # fmt: skip
     problem.task_vectors = {}
     dense = Dense(problem.base, len(experts))
