@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 import torch
 import transformers as hf
 
@@ -77,6 +78,22 @@ class CommandLine:
         assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
         assert contents(self.here) == before
         return err.removeprefix("error: ").removesuffix("\n")
+
+
+def command_line(here: Path, monkeypatch, capsys) -> CommandLine:
+    """The command line in this process; ``here`` is the working directory."""
+    from paretomerge.cli import main
+
+    monkeypatch.chdir(here)
+
+    def call(words: list[str]) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["paretomerge", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return (stopped.value.code, *capsys.readouterr())
+
+    return CommandLine(here, call)
 
 
 def program(*words: object, **settings: str) -> subprocess.CompletedProcess:

@@ -4,7 +4,6 @@ import json
 import re
 import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import datasets
@@ -13,13 +12,12 @@ import torch
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, CLIPModel
 
 import hub_mirror
-from commands import CommandLine
+from commands import CommandLine, command_line
 from hub_mirror import PAPERS
 from paretomerge import api
-from paretomerge.cli import main
 from paretomerge.evaluation.dataspec import read_prompts
 from paretomerge.evaluation.measure import measure
-from paretomerge.mirror import VARIABLE
+from paretomerge.mirror import VARIABLE, mirrored
 from paretomerge.opening import load_front
 from paretomerge.recipe import combined
 from paretomerge.report.published import _all, figures_of, slug
@@ -60,14 +58,7 @@ def papers(hub, tmp_path, tmp_path_factory, monkeypatch) -> Path:
 
 @pytest.fixture
 def cli(papers, monkeypatch, capsys) -> CommandLine:
-    def call(words: list[str]) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["paretomerge", *words])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return (stopped.value.code, *capsys.readouterr())
-
-    return CommandLine(papers, call)
+    return command_line(papers, monkeypatch, capsys)
 
 
 def finetuned(task: str, **options: object) -> None:
@@ -105,11 +96,8 @@ def test_a_recipe_names_a_method_and_a_published_one(name):
     plan = combined(PAPERS / name)
     assert plan.method and plan.output
     if name != RESNET:
-        assert (
-            plan.paper.startswith(f"{Path(name).parent}/{'-'.join(Path(name).stem.split('-')[:2])}".rstrip("/"))
-            or "figure" in name
-        )
-        figures_of(plan.paper)
+        table = "-".join(Path(name).stem.split("-")[:2])
+        assert plan.paper.startswith(f"{Path(name).parent}/{table}") or "figure" in name
         assert plan.paper.split("/")[2] in {slug(figure.method) for figure in figures_of(plan.paper)}
 
 
@@ -118,16 +106,10 @@ def test_the_classes_of_prompts_are_the_data_sets(papers):
     experts = load_experts(combined("clip-vit-b32.yaml").base, combined("clip-vit-b32.yaml").experts)
     data = combined("eight-tasks.yaml").data
     for name, task in api.load_tasks(experts, data, keep_labels=True).items():
-        stored = datasets.load_dataset(str(next(p for p in _folders(data[name].path))), data[name].subset, split="test")
+        stored = datasets.load_dataset(str(mirrored(data[name].path, "datasets")), data[name].subset, split="test")
         assert task.held_out.labels.tolist() == stored["label"] == task.fit.labels.tolist()
         assert task.prompts.n_classes == len(read_prompts(data[name].prompts).classes) == stored.features["label"].num_classes
         assert task.split == "transductive" and task.held_out.batch([0])["pixel_values"].shape == (1, 3, 32, 32)
-
-
-def _folders(path: str) -> list[Path]:
-    import os
-
-    return [Path(os.environ[VARIABLE]) / "datasets" / path]
 
 
 def test_clip_from_the_hub_to_a_report(cli):
