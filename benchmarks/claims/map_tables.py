@@ -17,7 +17,7 @@ PAIRS = (ORDER[:2], ("arabic", "georgian"))
 SIZES = (3, 4, 8)
 WEIGHED = (2, 4, 8)
 LANGUAGES = (("german", "french"), ("polish", "spanish"))
-BLOCKS = 24
+BLOCKS = 16
 """Of text a language that a search looks at."""
 
 
