@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.claims import cells, map_report, map_tables, methods, report, searches, verdicts, vision
+import fit_data
+import task_data
+from benchmarks.claims import cells, language, map_report, map_tables, methods, report, searches, verdicts, vision
+from benchmarks.claims.suite import Suite, stamp
 from benchmarks.claims.table import Table
 from paretomerge import preferences
 from paretomerge.evaluation.evaluate import sampled
@@ -135,6 +138,31 @@ def test_the_tables_of_a_tiny_suite(suite, tmp_path, monkeypatch, capsys):
         assert len({line.count("|") for line in lines}) == 1 and len(lines) >= 3, lines
     written = (tmp_path / "results.md").read_text()
     assert "| MAP |" in written and "| the experts |" in written and "| 49.81 |" in written
+
+
+def test_two_languages(tmp_path, monkeypatch):
+    folder = fit_data.save("gpt2", tmp_path / "suite", n_positions=16)
+    task_data.companions(folder / "base")
+    rng = np.random.default_rng(0)
+    for task in "ab":
+        (folder / f"{task}-data").mkdir()
+        for split in ("train", "validation", "test"):
+            (folder / f"{task}-data" / f"{split}.txt").write_text(" ".join(rng.choice(task_data.WORDS, 200)))
+    stamp(folder, {})
+    two = Suite("two", folder / "base", {t: folder / t for t in "ab"}, {t: folder / f"{t}-data" for t in "ab"}, max_length=8)
+    monkeypatch.setattr(language, "suite", lambda: two)
+    monkeypatch.setattr(map_tables, "LANGUAGES", (("a", "b"),))
+    table, results = map_tables.languages("quick"), cells.Results(tmp_path / "quick.jsonl")
+    for cell in table.cells:
+        results.add(cells.run(cell))
+    direct, found = (results.of(cell) for cell in table.cells)
+    assert {row["metric"] for row in found["rows"] if row["task"]} == {"perplexity", "R2"}
+    assert not [row for row in found["rows"] if row["preference"] and row["split"] == "held-out"]
+    assert 0 < map_report.points(direct).min() < np.log(200), "the loss of a small model that has learned nothing"
+    header, _, row = table.layout(table, results)
+    gd, igd = map_report.gd_igd(direct, found)
+    assert row.startswith("| MAP: a and b | 10 |") and f"| {gd:.3f} | {igd:.3f} |" in row and "0.058" in row
+    assert header.count("|") == row.count("|")
 
 
 def test_nothing_is_said_of_what_is_not_measured(tmp_path):
