@@ -36,8 +36,8 @@ def visit(browser):
     wrong: list[str] = []
     contexts = []
 
-    def open_page(address: str, fragment: str = ""):
-        context = browser.new_context(viewport={"width": 1360, "height": 1000})
+    def open_page(address: str, fragment: str = "", **options):
+        context = browser.new_context(**{"viewport": {"width": 1360, "height": 1000}, **options})
         context.set_default_timeout(PATIENCE)
         contexts.append(context)
 
@@ -148,6 +148,7 @@ def test_presets_and_constraints(served, visit):
     page.click("#only input")
     page.get_by_role("option", name="letters").click()
     until(page, "document.querySelector('#share-1 input[type=number]').value === '100'")
+    until(page, "document.querySelector('#only input').value === 'task …'")  # ready to choose again
     page.click("#knee")
     until(page, "document.querySelector('#news').innerText.includes('knee')")
     page.fill("#bound-1 input, #bound-1 textarea", "80")
@@ -159,6 +160,33 @@ def test_presets_and_constraints(served, visit):
     picture(page, "refused")
     page.click("#equal")
     until(page, "document.querySelector('#share-3 input[type=number]').value === '25'")
+
+
+def beyond(page, *parts: str) -> list[str]:
+    """Which of the parts reach out of the window sideways."""
+    return [
+        part for part in parts
+        if page.evaluate("p => { const b = document.querySelector(p).getBoundingClientRect(); "
+                         "return b.left < 0 || b.right > innerWidth }", part)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [400, 1100])
+def test_narrow_windows_show_everything(width, served, visit):
+    page = visit(served, viewport={"width": width, "height": 900}, color_scheme="dark")
+    assert beyond(page, "#heading", "#wish", "#bought", "#demand", "#figure .main-svg", "#share-0", "#find") == []
+    assert beyond(page, "#metrics .pm-now") == []  # the number that the page is about
+    if width == 1100:
+        assert beyond(page, "#metrics tr > :last-child") == []
+    below = page.evaluate("['#wish', '#bought', '#demand'].map(p => document.querySelector(p).getBoundingClientRect().top)")
+    assert (below[0] < below[1] < below[2]) == (width == 400)  # what a slider does is seen right below it
+    assert not page.evaluate("document.body.classList.contains('dark')")
+    page.fill("#bound-1 input, #bound-1 textarea", "99")
+    page.click("#find")
+    until(page, "document.querySelector('#news').innerText.includes('none of the')")
+    page.locator("#news .pm-message").wait_for()
+    assert width > 400 or page.evaluate("document.querySelector('#news p').getBoundingClientRect().bottom <= innerHeight")
+    picture(page, f"{width}-wide")
 
 
 def test_visitors_do_not_meet(served, visit):

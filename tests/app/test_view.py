@@ -52,8 +52,9 @@ def test_presets_and_constraints(known):
     assert gamma[1] >= 0.25 and "best math" in news
     good = [p for p in known.measured.points if p.values["code"] >= 0.6]
     assert fronts.value(gamma, 0) == pytest.approx(max(p.values["math"] for p in good))
-    for bounds, word in ((["", "99", ""], "99"), (["", "x", ""], "'x' is not a number")):
-        with pytest.raises(UserError, match=word if word != "99" else "none of the"):
+    refusal = r"none of the \d+ .* code ≥ 99.0 %: the best code is 90.0 % at only:code"  # in the unit of the table
+    for bounds, word in ((["", "99", ""], refusal), (["", "x", ""], "'x' is not a number")):
+        with pytest.raises(UserError, match=word):
             known.best("math", bounds)
     with pytest.raises(UserError, match="unknown task"):
         known.named("only:physics")
@@ -88,8 +89,8 @@ def test_what_comes_from_files_is_escaped():
     shown = some.shown(some.equal, Fields(some.first.figure, bad, tasks[1], *some.first[3:]))
     for text in (shown.table, shown.triangle, str(shown.figure), panels.message(bad)):
         assert "<img" not in text and "&lt;img" in text
-    said = panels.answer(Answer({bad: 0.9, "b": 0.1}, "", 0.001, 0.1)) + panels.answer(Answer({}, bad, 0, 0))
-    assert "<img" not in said and said.count("&lt;img") == 2
+    said = panels.answer(Answer({bad: 0.9, "b": 0.1}, "", 0.001, 0.1), bad) + panels.answer(Answer({}, bad, 0, 0), bad)
+    assert "<img" not in said and said.count("&lt;img") == 4
     facts = SimpleNamespace(
         folder=None, tasks=tasks, pareto_set=SimpleNamespace(method=bad, settings={bad: bad}),
         sources={"base": {"path": bad, "files": {}}, "experts": {bad: {"path": bad}}},
@@ -99,11 +100,11 @@ def test_what_comes_from_files_is_escaped():
 
 
 def test_milliseconds_and_classes_of_an_answer():
-    found = panels.answer(Answer({f"c{i}": 1 / 8 for i in range(8)}, "", 0.0123, 0.2))
-    assert "12.3 ms" in found and "5 of 8 classes" in found and found.count("<tr>") == 5
+    found = panels.answer(Answer({f"c{i}": 1 / 8 for i in range(8)}, "", 0.0123, 0.2), "math 70 %, code 30 %")
+    assert "at math 70 %, code 30 %" in found and "12.3 ms" in found and "5 of 8 classes" in found and found.count("<tr>") == 5
 
 
 def test_the_difference_to_the_expert_has_a_sign():
     rows = fronts.rows(TASKS, ["equal", *(f"only:{t}" for t in TASKS)]) + fronts.expert_rows(TASKS)
     table = panels.metrics(known := measured(rows, TASKS, "pareto-merging"), (1, 0, 0), known.at((1, 0, 0)))
-    assert "−5.0 points" in table  # 90 % at only:math, its expert 95 %
+    assert "−5.0<span class='pm-unit'> points" in table  # 90 % at only:math, its expert 95 %

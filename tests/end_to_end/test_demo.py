@@ -22,5 +22,6 @@ def test_demo(tmp_path):
         expert, soup = (value(rows, method, f"only:{task}", task) for method in ("expert", "soups"))
         assert abs(expert - soup) < 0.01
     assert (tmp_path / "demo" / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "demo" / "images").glob("*.png"))) == 3 * len(front.tasks)
     refused = program("demo", "-o", tmp_path / "demo")
     assert refused.returncode == 2 and "exists already" in refused.stderr

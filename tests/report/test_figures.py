@@ -54,6 +54,18 @@ def test_every_two_tasks_have_a_panel():
     assert len(shown) == len(set(shown))
 
 
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_experts_are_named_where_there_are_few_points(metric):
+    """An expert measured at its own task alone is a line; its name is at the upper or left end, as the screen shows it."""
+    rows = fronts.rows(("a", "b"), ["equal", "only:a", "only:b"], metric=metric)
+    rows += [row | {"metric": metric} for row in fronts.expert_rows(("a", "b"))]
+    of = measured(rows, ("a", "b"), "pareto-merging")
+    lines = {trace["name"]: trace for trace in figures.pair(of, "a", "b")["data"] if trace["mode"] == "lines+text"}
+    best, worst = (max, min) if metric == "accuracy" else (min, max)
+    assert lines["expert a"]["y"][0] == best(lines["expert a"]["y"]) and not lines["expert a"]["showlegend"]
+    assert lines["expert b"]["x"][0] == worst(lines["expert b"]["x"]) and "expert b" in lines["expert b"]["text"][0]
+
+
 def test_less_is_better_turns_the_axis_round():
     assert figures.pair(known(2, "perplexity"), "task0", "task1")["layout"]["xaxis"]["autorange"] == "reversed"
     assert "autorange" not in figures.pair(known(2), "task0", "task1")["layout"]["xaxis"]

@@ -68,6 +68,12 @@ class Live:
             found[None] = kind
         return found
 
+    @property
+    def positions(self) -> int:
+        """Tokens that the model has room for, prompt and answer together."""
+        config = self.front.config
+        return int(config.get("max_position_embeddings") or config.get("n_positions") or 10**6)
+
     def ask(
         self, gamma: Preference, head: str | None, given: Any, *, classes: Sequence[str] = (), new_tokens: int = 40
     ) -> Answer:
@@ -135,8 +141,7 @@ class Live:
 
     def _tokens(self, text: str, leaving: int = 0) -> dict[str, Tensor]:
         """A text as a batch of one; ``leaving``: the beginning of a long prompt makes room for so many tokens at its end."""
-        longest = self.front.config.get("max_position_embeddings") or self.front.config.get("n_positions")
-        limit = int(min(n for n in (self._tokenizer.model_max_length, longest, 10**6) if n))
+        limit = int(min(self._tokenizer.model_max_length, self.positions))
         if leaving >= limit:
             raise UserError(f"the model has room for {limit} tokens in all: ask for fewer new ones")
         options = {"return_attention_mask": False, "verbose": False}

@@ -14,7 +14,7 @@ from paretomerge.app import panels
 from paretomerge.app.exports import export
 from paretomerge.app.live import Live
 from paretomerge.app.simplex import at_place, moved
-from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, WHOLE, Fields, Shown, View, head_of
+from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, WHOLE, Fields, Shown, View, head_of, preference_of
 from paretomerge.errors import UserError
 from paretomerge.preferences import Preference
 from paretomerge.report.figures import Figure
@@ -47,14 +47,16 @@ def page(view: View, live: Live) -> gr.Blocks:
         gamma = gr.State(view.equal)
         link = gr.Textbox(visible="hidden", elem_id="link")
         _html(panels.heading(view.front), "heading")
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=320):
-                controls = _controls(view)
-            with gr.Column(scale=7, min_width=420):
-                table, plot, choices = _shown(view)
+        with gr.Row(equal_height=False, elem_id="steer"):  # page.css places the three: on a phone one below the other
+            with gr.Column(elem_id="wish", min_width=0):
+                sliders, triangle, presets, menus = _wish(view)
+            with gr.Column(elem_id="bought", min_width=0):
+                table, plot, choices, news = _shown(view)
+            with gr.Column(elem_id="demand", min_width=0):
+                controls = _Controls(sliders, triangle, presets, menus, *_demand(view), news)
         with gr.Tabs():
             with gr.Tab("Try it"):
-                _try(live, gamma)
+                _try(view, live, gamma)
             with gr.Tab("Export"):
                 name, export_choices = _export(view, gamma)
             with gr.Tab("About this front"):
@@ -119,7 +121,7 @@ def _steer(
     for menu, kind in controls.menus:
 
         def picked(task: str | None, now: Preference, *fields: str, kind: str = kind) -> list[Any]:
-            return [*(go(lambda: view.named(f"{kind}:{task}"), now, fields) if task else same(now, *fields)), None]
+            return [*(go(lambda: view.named(f"{kind}:{task}"), now, fields) if task else same(now, *fields)), ""]
 
         menu.input(picked, [menu, *inputs], **(light | {"outputs": [*outputs, menu]}))
     if controls.triangle:
@@ -153,14 +155,18 @@ def _steer(
     link.change(None, link, js="p => { history.replaceState(null, '', '#' + encodeURIComponent(p)) }")
 
 
-def _controls(view: View) -> _Controls:
-    """Sliders, triangle, presets, constraints."""
-    tasks, known = view.tasks, view.measured
+def _wish(view: View) -> tuple[Any, ...]:
+    """Sliders, triangle and presets."""
+    tasks = view.tasks
     first = view.shown(view.equal, view.first)
+    how = "In %; moving one takes from the others or gives to them."
+    if len(tasks) == 3:
+        how += " Or click in the triangle, whose dots are the measured preferences."
+    _html(panels.subtitle("How much should each task count?", how), "ask-wish")
     with gr.Group():
         sliders = [
             gr.Slider(
-                0, 100, value=share, step=0.1, label=f"{task}, % of the preference", elem_id=f"share-{k}", buttons=[],
+                0, 100, value=share, step=0.1, label=task, elem_id=f"share-{k}", buttons=[],
                 interactive=len(tasks) > 1,
             )
             for k, (task, share) in enumerate(zip(tasks, first.shares, strict=True))
@@ -170,46 +176,58 @@ def _controls(view: View) -> _Controls:
         script = files("paretomerge.app").joinpath("triangle.js").read_text(encoding="utf-8")
         triangle = [gr.HTML(first.triangle, js_on_load=script, elem_id="triangle", apply_default_css=False)]
     with gr.Row():
-        presets = [(gr.Button("Equal", size="sm", min_width=60, elem_id="equal"), "equal")]
-        if known.complete:
-            presets.append((gr.Button("Knee", size="sm", min_width=60, elem_id="knee"), KNEE))
+        presets = [(gr.Button("All alike", size="sm", min_width=60, elem_id="equal"), "equal")]
+        if view.measured.complete:
+            presets.append((gr.Button("Best trade-off (knee)", size="sm", min_width=60, elem_id="knee"), KNEE))
     with gr.Row():
         menus = [
-            (gr.Dropdown([("choose a task", ""), *tasks], value="", label=label, min_width=120, elem_id=kind), kind)
-            for kind, label in (("priority", "Half to"), ("only", "All to"))
+            (gr.Dropdown([("task …", ""), *tasks], value="", label=label, min_width=120, elem_id=kind), kind)
+            for kind, label in (("priority", "Half to one task"), ("only", "All to one task"))
         ]
+    return sliders, triangle, presets, menus
+
+
+def _demand(view: View) -> tuple[list[gr.Textbox], gr.Dropdown | None, gr.Button | None]:
+    """Constraints, where something is measured to meet them with."""
+    known = view.measured
     bounds: list[gr.Textbox] = []
-    maximise = find = None
-    if known.complete:
-        with gr.Accordion("Good enough at …, best at …", open=len(tasks) <= 4, elem_id="constraints"):
-            with gr.Row():
-                for k, task in enumerate(known.shown):
-                    metric = known.metrics[task]
-                    label = f"{task} {'≥' if metric.sign > 0 else '≤'}{', %' if metric.percent else ''}"
-                    bounds.append(gr.Textbox(label=label, placeholder="any", min_width=130, max_lines=1, elem_id=f"bound-{k}"))
-            with gr.Row():
-                maximise = gr.Dropdown(
-                    list(known.shown), value=known.shown[0], label="best at", min_width=120, elem_id="maximise"
-                )
-                find = gr.Button("Find", variant="primary", min_width=60, elem_id="find")
-    return _Controls(sliders, triangle, presets, menus, bounds, maximise, find, _html("", "news"))
+    if not known.complete:
+        return bounds, None, None
+    _html(
+        panels.subtitle("Or say what you need", f"Finds the best of the {len(known.complete)} measured preferences."),
+        "ask-demand",
+    )
+    with gr.Accordion("Good enough at some tasks, best at one", open=len(known.shown) <= 4, elem_id="constraints"):
+        with gr.Row():
+            for k, task in enumerate(known.shown):
+                metric = known.metrics[task]
+                label = f"{task}, at {'least' if metric.sign > 0 else 'most'}{' %' if metric.percent else ''}"
+                bounds.append(gr.Textbox(label=label, placeholder="any", min_width=130, max_lines=1, elem_id=f"bound-{k}"))
+        with gr.Row():
+            maximise = gr.Dropdown(list(known.shown), value=known.shown[0], label="best at", min_width=120, elem_id="maximise")
+            find = gr.Button("Find", variant="primary", min_width=60, elem_id="find")
+    return bounds, maximise, find
 
 
-def _shown(view: View) -> tuple[gr.HTML, gr.Plot, list[gr.components.Component]]:
-    """The table, the figure, and what chooses the figure."""
+def _shown(view: View) -> tuple[gr.HTML, gr.Plot, list[gr.components.Component], gr.HTML]:
+    """The table, the figure, what chooses the figure, and the place for news."""
     first = view.shown(view.equal, view.first)
+    _html(panels.subtitle("How good is the model there?"), "ask-bought")
+    news = _html("", "news")
     table = _html(first.table, "metrics")
     tasks = list(view.figure_tasks)
     with gr.Row(visible=len(tasks) > 2):
-        figure = gr.Radio([TWO, ALL], value=TWO, label="figure", min_width=270, elem_id="view")
-        x = gr.Dropdown(tasks, value=view.first.x, label="across", elem_id="across", min_width=110)
-        y = gr.Dropdown(tasks, value=view.first.y, label="up", elem_id="up", min_width=110)
+        figure = gr.Radio([TWO, ALL], value=TWO, label="figure", min_width=290, elem_id="view")
+        x = gr.Dropdown(tasks, value=view.first.x, label="across", elem_id="across", min_width=90)
+        y = gr.Dropdown(tasks, value=view.first.y, label="up", elem_id="up", min_width=90)
     # one figure: drawing it is most of what a move of a slider costs
     plot = gr.Plot(_drawn(first.figure), show_label=False, container=False, elem_id="figure")
-    return table, plot, [figure, x, y]
+    if view.measured.points:
+        _html(panels.figure_note(len(tasks)), "figure-note")
+    return table, plot, [figure, x, y], news
 
 
-def _try(live: Live, gamma: gr.State) -> None:
+def _try(view: View, live: Live, gamma: gr.State) -> None:
     """Input and answer."""
     heads = live.heads
     if not heads:
@@ -220,24 +238,32 @@ def _try(live: Live, gamma: gr.State) -> None:
     pictures, words = bool(kinds & {"image", "image and classes"}), bool(kinds & {"text", "prompt"})
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            head = gr.Dropdown(names, value=names[0], label="model", visible=len(names) > 1, elem_id="head")
+            head = gr.Dropdown(names, value=names[0], label="classifier of", visible=len(names) > 1, elem_id="head")
             image = gr.Image(
                 type="pil", label="image", visible=pictures, height=260, sources=["upload", "clipboard"], elem_id="image",
                 buttons=[],
             )  # fmt: skip
             text = gr.Textbox(label="prompt" if "prompt" in kinds else "text", lines=4, visible=words, elem_id="text")
             classes = gr.Textbox(label="classes, with commas between", visible="image and classes" in kinds, elem_id="classes")
-            tokens = gr.Slider(1, 200, value=40, step=1, label="new tokens", visible="prompt" in kinds, elem_id="tokens")
+            most = max(2, min(200, live.positions // 2))
+            tokens = gr.Slider(
+                1, most, value=min(40, most), step=1, label="new tokens", visible="prompt" in kinds, elem_id="tokens"
+            )
             ask = gr.Button("Ask the model at this preference", variant="primary", elem_id="ask")
         with gr.Column(min_width=300):
-            said = _html(panels.message("the answer appears here", good=True), "answer")
+            said = _html(
+                "<p class='pm-note'>The answer appears here, and how long the model took to move to this preference.</p>",
+                "answer",
+            )
 
     def asked(now: Preference, name: str, picture: Any, typed: str, listed: str, new: float) -> str:
         try:
             which = head_of(name)
             given = picture if heads[which] in ("image", "image and classes") else typed
             named = [c.strip() for c in (listed or "").split(",") if c.strip()]
-            return panels.answer(live.ask(now, which, given, classes=named, new_tokens=int(new)))
+            return panels.answer(
+                live.ask(now, which, given, classes=named, new_tokens=int(new)), preference_of(view.tasks, now)
+            )
         except UserError as error:
             return panels.message(str(error))
 
@@ -251,10 +277,12 @@ def _export(view: View, gamma: gr.State) -> tuple[gr.Textbox, list[gr.components
     kinds = [CHECKPOINT, *([LORA] if isinstance(front.pareto_set, LowRank) else [])]
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
-            kind = gr.Radio(kinds, value=CHECKPOINT, label="what", elem_id="export-kind")
-            head = gr.Dropdown(heads, value=WHOLE, label="head", visible=len(heads) > 1, elem_id="export-head")
+            kind = gr.Radio(kinds, value=CHECKPOINT, label="write this preference's model as a", elem_id="export-kind")
+            head = gr.Dropdown(
+                heads, value=WHOLE, label="with the classification head of", visible=len(heads) > 1, elem_id="export-head"
+            )
             first = view.shown(view.equal, view.first).export_name
-            label = "name of the folder, under exports/ of the front"
+            label = "name of its folder, under exports/ in the front's folder"
             name = gr.Textbox(first, label=label, max_lines=1, elem_id="export-name")
             button = gr.Button("Write it", variant="primary", elem_id="write")
         with gr.Column(min_width=300):

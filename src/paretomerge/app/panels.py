@@ -18,12 +18,25 @@ def heading(front: Front) -> str:
     """The title and one line of facts."""
     facts = front.summary()
     parameters = facts["parameters"]
-    parts = [
-        f"{len(front.tasks)} tasks",
-        f"method {escape(front.pareto_set.method)}",
-        f"{_count(parameters['base'])} parameters + {_share(parameters['added_share'])}",
-    ]
-    return f"<h1>{escape(title(front))}</h1><p class='pm-facts'>{' · '.join(parts)}</p>"
+    return (
+        f"<h1>{escape(title(front))}</h1><p class='pm-facts'>A model for every way to weigh {len(front.tasks)} tasks against "
+        f"each other. Weigh them, see what that costs each task, try the model, write it out.<br>Method "
+        f"{escape(front.pareto_set.method)}; one model of {_count(parameters['base'])} parameters, and "
+        f"{_share(parameters['added_share'])} of that for all preferences.</p>"
+    )
+
+
+def subtitle(text: str, note: str = "") -> str:
+    """What a part of the page asks."""
+    return f"<h2>{escape(text)}</h2>" + (f"<p class='pm-note'>{escape(note)}</p>" if note else "")
+
+
+def figure_note(tasks: int) -> str:
+    """How to read the figure."""
+    two = "Every dot is a measured model; up and to the right is better. Joined: the best trade-offs, no other is at least as "
+    two += "good at both tasks."
+    every = " All tasks: every line is a measured model across the tasks." if tasks > 2 else ""
+    return f"<p class='pm-note'>{two}{every}</p>"
 
 
 def metrics(of: Measured, gamma: Sequence[float], values: Values) -> str:
@@ -31,16 +44,18 @@ def metrics(of: Measured, gamma: Sequence[float], values: Values) -> str:
     shares = percentages(gamma)
     base = of.base
     with_experts = any(task in of.experts.get(task, {}) for task in of.tasks)
-    header = ["task", "share", "metric", "this preference", "base merge", *(["its expert", "difference"] * with_experts)]
+    header = ["task", "share", "this preference", "base merge", *(["its expert", "gap"] * with_experts)]
     rows = []
     for task, share in zip(of.tasks, shares, strict=True):
-        cells = [f"<th scope='row'>{escape(task)}</th>", f"<td>{_bar(share / 100)}<span>{share:.1f} %</span></td>"]
+        cells = [
+            f"<th scope='row'>{escape(task)}</th>",
+            f"<td class='pm-share'>{_bar(share / 100)}<span>{share:.1f} %</span></td>",
+        ]
         metric = of.metrics.get(task)
         if metric is None:
-            cells.append("<td colspan='9' class='pm-pale'>not measured</td>")
+            cells.append("<td colspan='5' class='pm-pale'>not measured</td>")
             rows.append(f"<tr>{''.join(cells)}</tr>")
             continue
-        cells.append(f"<td class='pm-pale'>{escape(metric.name)}</td>")
         if task in values:
             value, exact = values[task]
             how = "measured" if exact else "interpolated"
@@ -58,8 +73,9 @@ def metrics(of: Measured, gamma: Sequence[float], values: Values) -> str:
                 f"<td>{_difference(values[task][0], own, metric.percent) if own is not None and task in values else '–'}</td>"
             )
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th scope='col'>{name}</th>" for name in header)
-    return f"<table class='pm-table'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>{_note(of, values)}"
+    head = "".join(f"<th scope='col'{' class=pm-share' * (name == 'share')}>{name}</th>" for name in header)
+    table = f"<table class='pm-table'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f"<div class='pm-wide'>{table}</div>{_note(of, values)}"
 
 
 def _note(of: Measured, values: Values) -> str:
@@ -70,12 +86,24 @@ def _note(of: Measured, values: Values) -> str:
             "the front and records the numbers in it. Presets, models and exports work without.</p>"
         )
     split = {metric.split for metric in of.metrics.values()}
-    where = "on held-out inputs" if split == {"held-out"} else "on inputs of the fit (transductive)" if len(split) == 1 else ""
-    text = f"{len(of.points)} preferences were measured {where}."
+    said = {
+        "held-out": " on inputs that nothing was fitted to (held-out)",
+        "transductive": " on inputs of the fit (transductive)",
+    }
+    where = said.get(next(iter(split)), "") if len(split) == 1 else ""
+    named: dict[str, list[str]] = {}
+    for task, metric in of.metrics.items():
+        named.setdefault(escape(metric.name) + ("" if metric.sign > 0 else " (less is better)"), []).append(escape(task))
+    metrics = (
+        next(iter(named)) if len(named) == 1 else "; ".join(f"{name} of {', '.join(each)}" for name, each in named.items())
+    )
+    text = f"{metrics[0].upper()}{metrics[1:]}. {len(of.points)} preferences were measured{where}. "
+    text += "Base merge: the one model that you have without a preference, all tasks alike."
+    if of.experts:
+        text += " Its expert: the model that was fine-tuned for that task alone."
     if any(not exact for _, exact in values.values()):
         text += (
-            " ≈: interpolated linearly between the measured preferences around this one (barycentric coordinates on their "
-            "Delaunay triangulation); measure to be sure."
+            " ≈: not measured here, but interpolated linearly between measured preferences around this one; measure to be sure."
         )
     return f"<p class='pm-note'>{text}</p>"
 
@@ -123,11 +151,11 @@ def triangle(of: Measured, gamma: Sequence[float]) -> str:
     )
 
 
-def answer(found: Answer, *, top: int = 5) -> str:
-    """What the model said, with bars; and the milliseconds."""
+def answer(found: Answer, preference: str, *, top: int = 5) -> str:
+    """What the model said at a preference, with bars; and the milliseconds."""
     times = (
-        f"<p class='pm-note'>switched to this preference in <b class='pm-ms'>{1000 * found.switched:.1f} ms</b>, "
-        f"answered in {1000 * found.ran:.0f} ms</p>"
+        f"<p class='pm-note'>The model at {escape(preference)}: switched to this preference in "
+        f"<b class='pm-ms'>{1000 * found.switched:.1f} ms</b>, answered in {1000 * found.ran:.0f} ms</p>"
     )
     if not found.classes:
         return f"<div class='pm-said'>{escape(found.text) or '(nothing)'}</div>{times}"
@@ -165,8 +193,8 @@ def _bar(share: float) -> str:
 def _difference(value: float, own: float, percent: bool) -> str:
     """Above or below the expert."""
     apart = value - own
-    text = f"{100 * apart:+.1f} points" if percent else f"{apart:+.3g}"
-    return text.replace("-", "−")
+    text = f"{100 * apart:+.1f}<span class='pm-unit'> points</span>" if percent else f"{apart:+.3g}"
+    return text.replace("-", "−", 1) if apart < 0 else text
 
 
 def _share(share: float) -> str:

@@ -16,10 +16,10 @@ from paretomerge.evaluation.results import Row
 from paretomerge.front import Front
 from paretomerge.preferences import Preference
 from paretomerge.report.figures import Figure, pair, parallel
-from paretomerge.report.tables import Measured, measured
+from paretomerge.report.tables import Measured, measured, short
 
 TWO, ALL = "two tasks", "all tasks"
-WHOLE = "(the base’s own class)"
+WHOLE = "none: the base’s own class"
 CHECKPOINT, LORA = "Hugging Face folder", "LoRA adapter"
 KNEE = "knee"
 
@@ -102,7 +102,10 @@ class View:
         if name != KNEE:
             return preferences.parse(name, self.tasks), ""
         found = knee_of(self._rows(), self.measured.shown or self.tasks)
-        text = f"the knee of {found.points} measured preferences: where a gain in one task costs most in the others"
+        text = (
+            f"{short(found.preference, self.tasks)}: the knee of {found.points} measured preferences, from where a gain in one "
+            "task costs most in the others"
+        )
         return preferences.parse(found.preference, self.tasks), text
 
     def best(self, maximise: str, bounds: Sequence[str | None]) -> tuple[Preference, str]:
@@ -123,11 +126,14 @@ class View:
                 except ValueError:
                     raise UserError(f"{task}: {text.strip()!r} is not a number") from None
                 at_least[task] = value / 100 if self.measured.metrics[task].percent else value
-        found = best_with(self._rows(), self.tasks, at_least=at_least, maximise=maximise)
-        value_there = self.measured.metrics[maximise].text(found.values[maximise])
+        metrics = self.measured.metrics
+        found = best_with(
+            self._rows(), self.tasks, at_least=at_least, maximise=maximise, shown=lambda task, value: metrics[task].text(value)
+        )
         return (
             preferences.parse(found.preference, self.tasks),
-            f"best {maximise} of {found.points} measured preferences: {value_there}",
+            f"{short(found.preference, self.tasks)}: the best {maximise}, {metrics[maximise].text(found.values[maximise])}, of "
+            f"the {found.points} measured preferences{' that are good enough' if at_least else ''}",
         )
 
     def address(self, gamma: Preference) -> str:
@@ -138,6 +144,11 @@ class View:
         """The rows of the set alone, in the metrics that are shown, as the queries want them."""
         known = self.measured.metrics
         return [row for row in self.front.own_rows if row["task"] in known and row["metric"] == known[row["task"]].name]
+
+
+def preference_of(tasks: Sequence[str], gamma: Sequence[float]) -> str:
+    """In words, rounded as the sliders are: ``math 70 %, code 30 %``."""
+    return ", ".join(f"{task} {share:g} %" for task, share in zip(tasks, percentages(gamma), strict=True) if share)
 
 
 def head_of(choice: str) -> str | None:

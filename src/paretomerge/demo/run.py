@@ -14,7 +14,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, stdev
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from paretomerge import api, preferences
@@ -37,7 +39,7 @@ KEPT = 3
 """Random preferences, beside the named ones, at which the front that is kept is measured."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of one task, the others sharing the rest."""
-RESULTS = "demo.json"
+RESULTS, IMAGES = "demo.json", "images"
 SEEDS = (0, 1, 2)
 FIT_STEPS = 150
 """Of a fit on data; a real one runs 600 and more."""
@@ -105,6 +107,7 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         )
         beside = [row for row in rows if row["method"] in (EXPERT, PRETRAINED)]
         replace(sets[PM_ALL], measured=(*kept, *beside)).save(folder / "front")
+        pictures(folder / IMAGES, tasks)
         write_marker(folder / RESULTS, {"results": rows, "stores": _stores(sets)})
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -113,6 +116,7 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         first, second = tasks[:2]
         print(f"picture: {output / 'front.png'}    front: {output / 'front'}    {time.perf_counter() - started:.0f} s")
         print(f"look:    paretomerge report {output / 'front'} -o report.html    or: paretomerge explore {output / 'front'}")
+        print(f"         (explore's page lets you try the models: some images for it are in {output / IMAGES})")
         print(f"next:    paretomerge pick {output / 'front'} --head {first} "
               f"-p {first}=0.7,{second}=0.3,{','.join(f'{t}=0' for t in tasks[2:])} -o my-model")  # fmt: skip
 
@@ -238,6 +242,15 @@ def show(rows: list[Row], tasks: tuple[str, ...], stores: Mapping[str, float], f
 def _stores(sets: Mapping[str, Front]) -> dict[str, float]:
     """Set -> parameters that it stores beside one model, as a share of that."""
     return {name: front.summary()["parameters"]["added_share"] for name, front in sets.items()}
+
+
+def pictures(folder: Path, tasks: Iterable[str]) -> None:
+    """Some held-out images of each task as files, to try on the page."""
+    folder.mkdir()
+    for task in tasks:
+        with np.load(assets() / "data" / f"{task}.npz") as data:
+            for i, image in enumerate(data["test_images"][MEASURED : MEASURED + 3]):
+                Image.fromarray(image).save(folder / f"{task}-{i + 1}.png")
 
 
 def draw(path: Path, rows: list[Row], tasks: tuple[str, ...], stores: Mapping[str, float]) -> None:

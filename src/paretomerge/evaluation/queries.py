@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -31,7 +31,14 @@ class Found(NamedTuple):
     """How many preferences were measured, of which this one is chosen."""
 
 
-def best_with(rows: Iterable[Row], tasks: Sequence[str], *, at_least: Mapping[str, float], maximise: str) -> Found:
+def best_with(
+    rows: Iterable[Row],
+    tasks: Sequence[str],
+    *,
+    at_least: Mapping[str, float],
+    maximise: str,
+    shown: Callable[[str, float], str] = lambda task, value: f"{value:.4g}",
+) -> Found:
     """The measured preference that is best for one task among those good enough for others.
 
     Args:
@@ -39,6 +46,7 @@ def best_with(rows: Iterable[Row], tasks: Sequence[str], *, at_least: Mapping[st
         tasks: of the front, in order.
         at_least: task -> its value at the least; for a metric of which less is better (perplexity), at the most.
         maximise: the task to be best at. Of equals, the first measured.
+        shown: how a task's value is written in a refusal.
 
     Raises:
         UserError: no measured preference is good enough (the best that can be had is named), or none is measured.
@@ -54,14 +62,14 @@ def best_with(rows: Iterable[Row], tasks: Sequence[str], *, at_least: Mapping[st
     if reached:
         best = max(reached, key=lambda point: signs[maximise] * point.values[maximise])
         return Found(best.preference, best.values, len(points))
-    wanted = " and ".join(f"{task} {'≥' if signs[task] > 0 else '≤'} {bound:g}" for task, bound in at_least.items())
+    wanted = " and ".join(f"{task} {'≥' if signs[task] > 0 else '≤'} {shown(task, bound)}" for task, bound in at_least.items())
     offers = []
     for task in at_least:
         others = [other for other in at_least if other != task]
         if rest := [point for point in values if good(point, others)]:
             best = max(rest, key=lambda point: signs[task] * point.values[task])
             condition = f" with {', '.join(others)} good enough" if others else ""
-            offers.append(f"the best {task}{condition} is {best.values[task]:.4g} at {best.preference}")
+            offers.append(f"the best {task}{condition} is {shown(task, best.values[task])} at {best.preference}")
     hint = "; ".join(offers) or "not even all but one of these"
     raise UserError(f"none of the {len(points)} measured preferences has {wanted}: {hint}")
 

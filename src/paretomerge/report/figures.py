@@ -44,6 +44,8 @@ def pair(of: Measured, x: str, y: str, *, current: Values | None = None, height:
         current: the metrics of the preference that is being looked at.
         height: in pixels.
     """
+    if not of.metrics:
+        return empty("nothing is measured yet")
     if x not in of.metrics or y not in of.metrics:
         return empty(f"nothing is measured for {x if x not in of.metrics else y}")
     data = _pair_traces(of, x, y)
@@ -86,8 +88,8 @@ def _pair_traces(of: Measured, x: str, y: str, *, small: bool = False) -> list[d
 
     beaten = [point for point in points if id(point) not in names]
     line = {"line": {"color": POINT, "width": 1.2}, "mode": "lines+markers"}
-    data = [dots("measured, beaten", beaten, symbol="circle-open", color=POINT)] if beaten else []
-    data += [dots("measured, best of these two tasks", best, symbol="circle", color=POINT) | line] if best else []
+    data = [dots("other measured", beaten, symbol="circle-open", color=POINT)] if beaten else []
+    data += [dots("best trade-offs", best, symbol="circle", color=POINT) | line] if best else []
     if (base := of.base) and x in base.values and y in base.values:
         big = {"symbol": "square", "size": 1.4 * size, "color": BASE}
         data.append(dots("base merge (equal)", [base], **big))
@@ -104,16 +106,22 @@ def _pair_traces(of: Measured, x: str, y: str, *, small: bool = False) -> list[d
         own = of.experts.get(task, {})
         if task in own and not (x in own and y in own) and ends:
             low, high = (function(end[1 - ways] for end in ends) for function in (min, max))
-            line_ends = [{task: own[task], (y, x)[ways]: value} for value in (low, high)]
+            first_is_high = (of.metrics[(y, x)[ways]].sign > 0) != bool(ways)
+            # the label is at the first end, where there are few points: the upper one, or the left one
+            line_ends = [{task: own[task], (y, x)[ways]: value} for value in ((high, low) if first_is_high else (low, high))]
+            label = f"expert {plain(task)}"
             data.append(
                 {
                     "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": "experts" if small else f"expert {plain(task)}",
+                    "mode": "lines" if small else "lines+text",
+                    "name": "experts" if small else label,
+                    "showlegend": small,
                     **_xy(of, x, y, line_ends),
+                    "text": [f"{label}\u00a0\u00a0", ""],
+                    "textposition": ("middle left", "top right")[ways],
+                    "textfont": {"color": "#00664b", "size": 12},
                     "line": {"color": EXPERT, "dash": ("dot", "dash")[ways], "width": 1.5},
-                    "marker": {"symbol": "triangle-up", "size": 0.8 * size, "color": EXPERT},
-                    "hovertemplate": f"expert {plain(task)}: {of.metrics[task].text(own[task])}<extra></extra>",
+                    "hovertemplate": f"{label}: {of.metrics[task].text(own[task])}<extra></extra>",
                 }
             )
     if known:
@@ -250,13 +258,14 @@ def radar(of: Measured, points: Sequence[Point], *, height: int = 460) -> Figure
             }
         )  # fmt: skip
     low = min(min(known[task]) for task in tasks) if percent else 0.0
+    angle = 90 - 180 / len(tasks)  # of the scale: between two tasks
     radial = {
-        "range": [max(0.0, 100 * low - 5), 100] if percent else [-0.1, 1.0], "gridcolor": GRID, "angle": 90,
-        "tickangle": 90, "tickfont": {"size": 11, "color": PALE}, "showline": False, "ticksuffix": " %" if percent else "",
+        "range": [max(0.0, 100 * low - 5), 100] if percent else [-0.1, 1.0], "gridcolor": GRID,
+        "angle": angle, "tickangle": angle, "nticks": 6, "tickfont": {"size": 11, "color": PALE}, "showline": False,
     }  # fmt: skip
     angular = {"gridcolor": GRID, "linecolor": PALE, "direction": "clockwise"}
     polar = {"radialaxis": radial, "angularaxis": angular, "bgcolor": "white"}
-    legend = {"orientation": "v", "x": 1.05, "y": 1, "font": {"size": 12}}
+    legend = {"orientation": "h", "x": 0.5, "xanchor": "center", "y": -0.12, "yanchor": "top", "font": {"size": 12}}
     return figure(data, height=height, polar=polar, legend=legend, margin={"l": 60, "r": 60, "t": 40, "b": 40})
 
 

@@ -190,7 +190,7 @@ def _summary(parts: _Parts, content: Content) -> None:
     parts.text(f"Stored: one model of {escape(stored)}; {counts['varying_tensors']} tensors depend on the preference.")
     settings = [(name, _shown(value)) for name, value in front.pareto_set.settings.items()]
     if settings:
-        parts.table(("setting", "value"), settings, numbers=False)
+        parts.table(("setting", "value"), settings, numbers=False, folded="Settings of the method")
 
 
 def _metrics(parts: _Parts, content: Content) -> None:
@@ -209,8 +209,15 @@ def _metrics(parts: _Parts, content: Content) -> None:
     singles = [*known.others, *(Point(f"expert {task}", (), values) for task, values in known.experts.items())]
     parts.table(("model", *labels), _cells(known, [*named, *singles]))
     parts.text(
-        "Bold: the best of the column in this table. One number is a mean over seeds where several were measured."
-        + (f" The knee is at {escape(short(content.knee.name, known.tasks))}." if content.knee else "")
+        "A row is one model. <i>equal</i>: all tasks count alike (the base merge); <i>priority</i>: one task has half of the "
+        "preference; <i>only</i>: one task has all of it. Bold: the best of the column. One number is a mean over seeds where "
+        "several were measured."
+        + (
+            f" The knee, from where a gain in one task costs most in the others, is at "
+            f"{escape(short(content.knee.name, known.tasks))}."
+            if content.knee
+            else ""
+        )
     )
     if len(known.points) > len([p for p in named if p in known.points]):
         parts.table(
@@ -259,14 +266,15 @@ def _figures(parts: _Parts, content: Content) -> None:
     if len(tasks) == 2:
         parts.figure(
             figures.pair(known, *tasks),
-            "The front of the two tasks. Filled and joined: no other measured preference is at least as good at both.",
+            "Every dot is one measured model; up and to the right is better. Filled and joined, the best trade-offs: no other "
+            "is at least as good at both tasks.",
         )
         return
     if len(tasks) <= _MATRIX:
         parts.figure(
             figures.pairs(known),
-            "The fronts of every two tasks: each point is one measured preference over all tasks. Filled and joined: no "
-            "other is at least as good at both tasks of the panel; better is up and to the right.",
+            "Every dot is one measured model, in a panel for every two tasks; up and to the right is better. Filled and "
+            "joined, the best trade-offs: no other is at least as good at both tasks of the panel.",
         )
     parts.figure(figures.parallel(known), "Every measured preference as a line across the tasks.")
     if content.named:
@@ -274,12 +282,13 @@ def _figures(parts: _Parts, content: Content) -> None:
         others = [p for p in content.named if p.name not in ("equal",)]
         priority = [p for p in others if p.name.startswith("priority")]
         one_hot = [p for p in others if p.name.startswith("only")]
+        percent = ", accuracy in %" if all(known.metrics[task].percent for task in tasks) else ""
         for label, chosen in (("priority", priority), ("one-hot", one_hot)):
             if chosen:
                 extra = [p for p in others if p.name == "knee"]
                 parts.figure(
                     figures.radar(known, [*equal, *chosen, *extra]),
-                    f"Equal, {label} and knee preferences; the scale begins below the worst that was measured.",
+                    f"Equal, {label} and knee preferences{percent}; the scale begins below the worst that was measured.",
                 )
 
 
@@ -299,7 +308,10 @@ def _volume(parts: _Parts, content: Content) -> None:
     at = ", ".join(f"{task} {known.metrics[task].text(value)}" for task, value in volume.reference.items())
     how = "exact" if volume.exact else "approximated (moocore.hv_approx)"
     unit = "Accuracies count as shares of 1. " if any(m.percent for m in known.metrics.values()) else ""
-    parts.text(f"Volume of what the measured preferences dominate, {how}, from the reference point {escape(at)}. {unit}")
+    parts.text(
+        "One number for how far a front reaches, more is better: the volume of all that some measured model is better than in "
+        f"every task, {how}, from the reference point {escape(at)}. {unit}"
+    )
 
 
 def _layers(parts: _Parts, content: Content) -> None:

@@ -139,8 +139,8 @@ def _panel(panel: Axes, known: Measured, x: str, y: str, *, small: bool) -> None
             ys = [known.metrics[y].number(p.values[y]) for p in chosen]
             panel.plot(xs, ys, label=label, **{"linestyle": "none", "markersize": size, **look})
 
-    put(beaten, "measured, beaten", marker="o", markerfacecolor="none", color=POINT, markeredgewidth=0.8)
-    put(best, "measured, best of the two", marker="o", color=POINT, linestyle="-", linewidth=0.9)
+    put(beaten, "other measured", marker="o", markerfacecolor="none", color=POINT, markeredgewidth=0.8)
+    put(best, "best trade-offs", marker="o", color=POINT, linestyle="-", linewidth=0.9)
     base = known.base
     if base and x in base.values and y in base.values:
         put([base], "base merge (equal)", marker="s", color=BASE, markersize=1.4 * size)
@@ -208,9 +208,9 @@ def radar(known: Measured, points: Sequence[Point]) -> Figure:
     panel.set_theta_direction(-1)  # type: ignore[attr-defined]
     lowest = min(p.values[t] for p in points for t in tasks)
     panel.set_ylim((max(0.0, 100 * lowest - 8), 100) if percent else (-0.1, 1.02))
-    if percent:
-        panel.set_ylabel("accuracy, %", labelpad=28)
-    panel.legend(loc="upper left", bbox_to_anchor=(1.12, 1.05))
+    panel.set_rlabel_position(180 / len(tasks))  # type: ignore[attr-defined]
+    panel.tick_params(axis="y", labelsize=7, labelcolor=PALE)
+    panel.legend(loc="upper left", bbox_to_anchor=(1.12, 1.05), title="accuracy, %" if percent else None, alignment="left")
     return figure
 
 
@@ -223,7 +223,8 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[
     picture = panel.imshow(np.array(values), cmap="cividis", aspect="auto", interpolation="nearest")
     panel.grid(visible=False)
     every = max(1, len(columns) // 40)
-    panel.set_xticks(range(0, len(columns), every), columns[::every], rotation=60, ha="right", rotation_mode="anchor")
+    turned: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, columns)) > 12 * width else {}
+    panel.set_xticks(range(0, len(columns), every), columns[::every], **turned)
     panel.set_yticks(range(len(rows)), rows)
     panel.set_xlabel(title)
     figure.colorbar(picture, ax=panel, label="rms change of the weights", pad=0.02)
