@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -68,10 +69,11 @@ def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
     if provenance.get("kind") == "front":
         lines += ["- pareto-set"]
     if adapter_of:
-        lines += ["- lora", f"base_model: {json.dumps(adapter_of, ensure_ascii=False)}", "base_model_relation: adapter"]
-    elif named:
-        lines += ["base_model:", *(f"- {json.dumps(path, ensure_ascii=False)}" for path in named)]
-        lines += ["base_model_relation: merge"]
+        lines += ["- lora"]
+    ids = [found for name in ([adapter_of] if adapter_of else named) if (found := _hub_id(str(name)))]
+    if ids:  # folders of this machine are in the card's table: the hub refuses a base_model that is none of its own
+        lines += ["base_model:", *(f"- {name}" for name in ids)]
+        lines += [f"base_model_relation: {'adapter' if adapter_of else 'merge'}"]
     results = [
         {
             "task": {"type": "other", "name": m["task"]},
@@ -85,6 +87,14 @@ def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
         index = [{"name": f"{provenance.get('method')} merge", "results": results}]
         lines += yaml.safe_dump({"model-index": index}, allow_unicode=True, sort_keys=False).splitlines()
     return lines
+
+
+def _hub_id(name: str) -> str | None:
+    """The repository that a model is of: a path in the hub's cache, or ``org/name`` that is no folder here; else None."""
+    if found := re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", name):
+        return found[1].replace("--", "/", 1)
+    repository = name.partition("@")[0]
+    return repository if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository) and not Path(repository).exists() else None
 
 
 def _recipe(method: str, base: Any, experts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
