@@ -32,7 +32,7 @@ from benchmarks.claims.vit import save, schedule
 
 TASKS = ("movie", "newsgroups", "reuters", "glosses", "tweets")
 LENGTH = 32
-TRAIN, FIT, VALIDATION, TEST = 4000, 1000, 200, 300
+TRAIN, FIT, VALIDATION, TEST = 4000, 400, 200, 300
 NOUNS = (
     "tops act animal artifact attribute body cognition communication event feeling food group location motive object person "
     "phenomenon plant possession process quantity relation shape state substance time"
@@ -47,7 +47,7 @@ class Recipe:
     """How the experts are trained."""
 
     seed: int = 0
-    steps: int = 250
+    steps: int = 200
     batch: int = 16
     lr: float = 1e-4
     probe_texts: int = 1500
