@@ -111,7 +111,7 @@ def react(
 
     Needs: inputs.
     Stores: what it corrects, and 2 K Gram matrices of its last features (twice, where it varies).
-    Paper: ReACT, features corrected in closed form.
+    Paper: Wu et al. 2026, arXiv 2511.10943 (ReACT).
     """
     if beta is not None and beta < 0:
         raise UserError("beta must not be negative")

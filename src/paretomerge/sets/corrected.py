@@ -20,7 +20,7 @@ _KEPT = 4
 
 
 class Corrected(ParetoSet):
-    """Features z of θ(γ), corrected to W_γ z (ReACT; the formula is METHOD §6's, no paper is at hand):
+    """Features z of θ(γ), corrected to W_γ z (ReACT, Wu et al. 2026, arXiv 2511.10943):
 
         W_γ = (Σ_t γ_t T_t) (Σ_t γ_t C_t)⁻¹,   T_t = Z^ind_t Z^mtl_tᵀ + β W_t^orth,   C_t = Z^mtl_t Z^mtl_tᵀ + βI.
 
