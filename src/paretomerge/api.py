@@ -213,6 +213,8 @@ def _fit_on_data(
     known = inspect.signature(function).parameters
     if run.resume and "resume" not in known:
         raise UserError(f"{method}: there is nothing to resume: it is one pass over the inputs")
+    if run.tensorboard and "report" not in known:
+        raise UserError(f"{method}: there are no steps to log: leave tensorboard out")
     if on is not None and "on" not in known:
         raise UserError(f"on: {method} learns its own coefficients of the task vectors, and takes no base merge")
     if on is not None and (wrong := [name for name in OF_COEFFICIENTS if name in options]):

@@ -24,3 +24,5 @@ def test_on_a_soup(cli, tmp_path):
     assert json.loads(out)["settings"]["on"] == {"method": "soup", "options": {}}
     cli("pick", tmp_path / "front", "--head", "a", "-p", "a=3,b=1", "-o", tmp_path / "picked")
     hf.AutoModelForImageClassification.from_pretrained(tmp_path / "picked")
+    for flag, said in (("--resume", "nothing to resume"), ("--tensorboard", "no steps to log")):
+        assert said in cli.refuses(*words, "--output", "front", flag, "-q")
