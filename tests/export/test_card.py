@@ -22,7 +22,7 @@ def test_models_of_the_hub_are_named_by_their_repositories():
 def test_folders_of_this_machine_are_no_base_model_but_in_the_table(tmp_path, monkeypatch):
     (tmp_path / "models" / "base").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    for base in (str(tmp_path / "models" / "base"), "models/base", "C:\\models\\base", "in memory"):
+    for base in (str(tmp_path / "models" / "base"), "models/base", "models/moved", "C:\\models\\base", "in memory"):
         found = card(base, str(tmp_path / "a"))
         assert found.data.base_model is None and "base_model_relation" not in found.data.to_dict()
         assert f"| base | `{base}` |" in found.content

@@ -70,7 +70,10 @@ def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
         lines += ["- pareto-set"]
     if adapter_of:
         lines += ["- lora"]
-    ids = [found for name in ([adapter_of] if adapter_of else named) if (found := _hub_id(str(name)))]
+    ids = [found for name in named if (found := _cached(name))]
+    if adapter_of:  # as it was typed; the paths above are those of files
+        a_name = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(adapter_of)) and not Path(adapter_of).exists()
+        ids = [str(adapter_of)] if a_name else [found] if (found := _cached(str(adapter_of))) else []
     if ids:  # folders of this machine are in the card's table: the hub refuses a base_model that is none of its own
         lines += ["base_model:", *(f"- {name}" for name in ids)]
         lines += [f"base_model_relation: {'adapter' if adapter_of else 'merge'}"]
@@ -89,12 +92,10 @@ def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
     return lines
 
 
-def _hub_id(name: str) -> str | None:
-    """The repository that a model is of: a path in the hub's cache, or ``org/name`` that is no folder here; else None."""
-    if found := re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", name):
-        return found[1].replace("--", "/", 1)
-    repository = name.partition("@")[0]
-    return repository if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repository) and not Path(repository).exists() else None
+def _cached(path: str) -> str | None:
+    """The repository whose snapshot in the hub's cache this is."""
+    found = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", path)
+    return found[1].replace("--", "/", 1) if found else None
 
 
 def _recipe(method: str, base: Any, experts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
