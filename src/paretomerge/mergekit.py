@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from paretomerge.errors import UserError
-from paretomerge.options import unknown
+from paretomerge.options import shown, unknown
 from paretomerge.recipe import Recipe
 
 _REQUIRED: Any = object()
@@ -83,9 +83,9 @@ def convert(config: Mapping[str, Any], file: str | Path) -> Recipe:
     if base is None and name != "linear":
         raise reader.error(f"{name} needs a base_model")
     if base is not None and (not isinstance(base, str) or not base or "+" in base):
-        raise reader.error(f"base_model must be the path or name of one model, not {base!r}")
+        raise reader.error(f"base_model must be the path or name of one model, not {shown(base)}")
     if config.get("tokenizer_source") not in (None, "base", base):
-        raise reader.error(f"tokenizer_source: {config['tokenizer_source']!r} is not supported: the base's is kept")
+        raise reader.error(f"tokenizer_source: {shown(config['tokenizer_source'])} is not supported: the base's is kept")
 
     models = reader.models(base, method)
     shared = reader.parameters(config.get("parameters"), "parameters", method)
@@ -125,7 +125,7 @@ class _Reader:
 
     def choice(self, key: str, value: object, known: Iterable[str]) -> Any:
         if not isinstance(value, str) or value not in known:
-            raise self.error(f"{key} {value!r} is not supported: choose {', '.join(known)}")
+            raise self.error(f"{key} {shown(value)} is not supported: choose {', '.join(known)}")
         return value
 
     def models(self, base: str | None, method: _Method) -> dict[str, Mapping[str, Any]]:
@@ -137,7 +137,7 @@ class _Reader:
         for entry in listed:
             path = entry.get("model") if isinstance(entry, dict) else None
             if not isinstance(path, str) or not path:
-                raise self.error(f"models: each entry needs model: a path or name, not {entry!r}")
+                raise self.error(f"models: each entry needs model: a path or name, not {shown(entry)}")
             for key in entry:
                 if key not in ("model", "parameters"):
                     raise self.error(f"{path}: {unknown('key', key, ('model', 'parameters'))}")
@@ -187,7 +187,7 @@ class _Reader:
         try:
             return adapter.validate_python(value)
         except ValidationError:
-            raise self.error(f"{where} must be {'true or false' if is_bool else 'a number'}, not {value!r}") from None
+            raise self.error(f"{where} must be {'true or false' if is_bool else 'a number'}, not {shown(value)}") from None
 
     def experts(
         self, models: Mapping[str, Mapping[str, Any]], base: str | None, shared: Mapping[str, Any], method: _Method

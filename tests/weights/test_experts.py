@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from paretomerge.weights.experts import load_experts, matrix_shape
-from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.experts import load_experts
+from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from states import DTYPES, SHAPES, family, opened
 
 

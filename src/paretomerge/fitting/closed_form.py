@@ -19,8 +19,8 @@ from paretomerge.sets.factors import Factors
 from paretomerge.sets.low_rank import LowRank, folded
 from paretomerge.sets.targets import choose_targets
 from paretomerge.weights.adapted import Pair
-from paretomerge.weights.experts import Experts, matrix_shape
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights, matrix_shape
 
 Slices = Callable[[], Iterator[tuple[slice, Tensor]]]
 """A pass over D of one target: (rows, D[:, rows] (K, m', n) in fp32), all rows in order."""

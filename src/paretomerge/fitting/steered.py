@@ -24,8 +24,8 @@ from paretomerge.merges.streaming import completed
 from paretomerge.sets.steered import Steered
 from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
 from paretomerge.weights.adapted import Pair
-from paretomerge.weights.experts import Experts, matrix_shape
-from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.live import device_of
 from paretomerge.weights.vectors import Thin, Vectors
 

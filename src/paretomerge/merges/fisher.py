@@ -13,8 +13,8 @@ from paretomerge.evaluation.tasks import Task
 from paretomerge.merges.in_turn import Room, Turn, in_turn, moved, not_finite
 from paretomerge.merges.linear import average
 from paretomerge.merges.streaming import PerTask, per_task
-from paretomerge.weights.experts import Experts, matrix_shape
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import Weights, matrix_shape
 from paretomerge.weights.live import device_of
 
 _FEW = 32

@@ -14,8 +14,8 @@ from paretomerge.merges.random_drop import dropout
 from paretomerge.merges.spectral import orthogonal_triplets
 from paretomerge.merges.threshold import magnitude_thresholds
 from paretomerge.merges.ties import trim_
-from paretomerge.weights.experts import Experts, matrix_shape
-from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.roles import is_matrix
 
 Inside = Literal["task_arithmetic", "ties", "dare", "tsv"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
-from paretomerge.weights.experts import Experts, matrix_shape
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import PART, Weights, matrix_shape
 
 Rule = Callable[[Tensor, Tensor], Tensor]
 """(base (m, n), task vectors (K, m, n)) -> merged (m, n), fp32, for some rows of a tensor; may overwrite the task vectors."""
@@ -29,19 +29,31 @@ def by_rows(experts: Experts, rule_for: Callable[[str], Rule]) -> Weights:
     in order.
     """
 
-    def read(name: str) -> Tensor:
+    def blocks(name: str, entries: int) -> Iterator[Tensor]:
         info = experts.infos[name]
-        merged = torch.empty(matrix_shape(info.shape), dtype=info.dtype)
-        rule = rule_for(name)
-        for rows, base, task_vectors in experts.chunks(name):
-            part = merged[rows]
-            part.copy_(rule(base, task_vectors))
-            # NaN and infinity survive a sum, and one sum a slice is nearly free; a finite overflow is told apart below
-            if not torch.isfinite(part.sum(dtype=base.dtype)) and not torch.isfinite(part.to(base.dtype)).all():
-                raise experts.not_finite(name)
-        return merged.view(info.shape)
+        n_rows, columns = matrix_shape(info.shape)
+        rule, filled = rule_for(name), 0
+        block = torch.empty(0, columns, dtype=info.dtype)
+        for _, base, task_vectors in experts.chunks(name):
+            if not len(block):
+                block = torch.empty(min(n_rows, max(len(base), entries // max(1, columns))), columns, dtype=info.dtype)
+            if filled + len(base) > len(block):
+                yield checked(block[:filled], name)
+                filled = 0
+            block[filled : (filled := filled + len(base))] = rule(base, task_vectors)
+        yield checked(block[:filled], name)
 
-    return _merged(experts, read)
+    def checked(block: Tensor, name: str) -> Tensor:
+        # NaN and infinity survive a sum, and one sum is nearly free; a finite overflow is told apart then
+        wide = experts.wide(name)
+        if not torch.isfinite(block.sum(dtype=wide)) and not torch.isfinite(block.to(wide)).all():
+            raise experts.not_finite(name)
+        return block
+
+    def read(name: str) -> Tensor:
+        return next(blocks(name, experts.infos[name].numel)).view(experts.infos[name].shape)
+
+    return _merged(experts, read, lambda name: blocks(name, PART // experts.infos[name].dtype.itemsize))
 
 
 def by_tensor(experts: Experts, combine: Callable[[str, Tensor, Tensor], Tensor]) -> Weights:
@@ -71,14 +83,19 @@ def completed(experts: Experts, merged: Mapping[str, Tensor]) -> Weights:
     return Weights(experts.infos, read)
 
 
-def _merged(experts: Experts, read: Callable[[str], Tensor]) -> Weights:
+def _merged(experts: Experts, read: Callable[[str], Tensor], parts: Callable[[str], Iterator[Tensor]] | None = None) -> Weights:
+    parts = parts or (lambda name: iter((read(name),)))
     merged = frozenset(experts.merged)
 
     def read_or_copy(name: str) -> Tensor:
         name = experts.aliases.get(name, name)
         return read(name) if name in merged else experts.base[name].to(experts.infos[name].dtype)
 
-    return Weights(experts.infos, read_or_copy)
+    def parts_or_copy(name: str) -> Iterator[Tensor]:
+        name = experts.aliases.get(name, name)
+        return parts(name) if name in merged else (part.to(experts.infos[name].dtype) for part in experts.base.parts(name))
+
+    return Weights(experts.infos, read_or_copy, parts_or_copy)
 
 
 def per_task(value: PerTask, tasks: Sequence[str], what: str) -> Tensor:

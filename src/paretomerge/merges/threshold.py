@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paretomerge.weights.experts import Experts, matrix_shape
+from paretomerge.weights.experts import Experts
+from paretomerge.weights.lazy import matrix_shape
 
 _GATHER = 1 << 18
 """Up to this many entries a task the magnitudes are simply collected."""

@@ -98,7 +98,7 @@ class ParetoSet(ABC):
         def read(name: str) -> Tensor:
             info = base.infos[name]
             wide = torch.float64 if info.dtype == torch.float64 else torch.float32
-            tensor = self.base[name].to(wide, copy=True)
+            tensor = self.base.copied(name, wide)
             return self.shift_(name, tensor, gamma, equal).to(info.dtype)
 
         return base.replacing({name: base.infos[name] for name in base if name in names}, read)

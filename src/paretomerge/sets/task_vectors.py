@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from paretomerge.weights.adapted import Pair
-from paretomerge.weights.experts import matrix_shape
-from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.vectors import Thin, add
 
 _WHOLE, _LEFT, _RIGHT = "task_vectors.", "task_vectors_left.", "task_vectors_right."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -76,22 +76,23 @@ class Adapted(Weights):
         self.not_finite = not_finite
 
         def read(name: str) -> Tensor:
-            return self._sum(name) if name in self.changed else origin[name].to(infos[name].dtype)
+            return self.copied(name, infos[name].dtype) if name in self.changed else origin[name].to(infos[name].dtype)
 
-        super().__init__(infos, read)
+        def parts(name: str) -> Iterator[Tensor]:
+            return self._sum(name) if name in self.changed else (part.to(infos[name].dtype) for part in origin.parts(name))
 
-    def _sum(self, name: str) -> Tensor:
-        info, start, (left, right) = self.infos[name], self.origin[name], self.pair(name)
-        wide = torch.float64 if start.dtype == torch.float64 else torch.float32
-        out = torch.empty(info.shape, dtype=info.dtype)
+        super().__init__(infos, read, parts)
+
+    def _sum(self, name: str) -> Iterator[Tensor]:
+        info, start, (left, right) = self.infos[name], self.origin.matrix(name), self.pair(name)
+        wide = torch.float64 if self.origin.infos[name].dtype == torch.float64 else torch.float32
         step = max(1, _ENTRIES // max(1, info.shape[1]))
         for first in range(0, info.shape[0], step):
             rows = slice(first, first + step)
-            part = out[rows]
-            part.copy_(torch.addmm(start[rows].to(wide), left[rows].to(wide), right.to(wide)))
+            part = torch.addmm(start[rows].to(wide), left[rows].to(wide), right.to(wide)).to(info.dtype)
             if not torch.isfinite(part.sum(dtype=wide)) and not torch.isfinite(part.to(wide)).all():
                 raise self.not_finite(name)
-        return out
+            yield part
 
     def plus(self, names: Collection[str], other: Callable[[str], Pair]) -> Adapted:
         """The same with more products added; where both have the same right factor, as sums of adapters do, the rank stays."""

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
-from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
+from paretomerge.weights.rows import StoredRows, shorter
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -66,18 +67,40 @@ class Checkpoint(Weights):
                 infos[name] = TensorInfo(tuple(slice_.get_shape()), dtype)
                 self.files[name] = file
 
-        sizes = {file: os.stat(file).st_size for file in files}
+        self._states = {file: os.stat(file) for file in files}
+        self._starts: dict[Path, dict[str, int]] = {}  # where in its file each tensor begins
 
         def read(name: str) -> Tensor:
             file = self.files[name]
-            if _shrunk(file, sizes[file]):
-                raise UserError(f"{file}: has become shorter since it was opened: leave the models alone while they are read")
+            if _shrunk(file, self._states[file].st_size):
+                raise UserError(shorter(file))
             try:
                 return handles[file].get_tensor(name)
             except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
                 raise unreadable(file, error) from error
 
-        super().__init__(infos, read)
+        def parts(name: str) -> Iterator[Tensor]:
+            m, n = matrix_shape(infos[name].shape)
+            rows, step = self.matrix(name), max(1, PART // max(1, n * infos[name].dtype.itemsize))
+            return (rows[first : first + step] for first in range(0, m, step))
+
+        super().__init__(infos, read, parts)
+
+    def matrix(self, name: str) -> Rows:
+        """Tensor ``name`` in slices of rows that are read from its file, not from the map: so a large model streams."""
+        file = self.files[name]
+        try:
+            descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # it has vanished: the map keeps it
+            return super().matrix(name)
+        if not os.path.samestat(os.fstat(descriptor), self._states[file]):  # another file by its name
+            os.close(descriptor)
+            return super().matrix(name)
+        if file not in self._starts:
+            size = int.from_bytes(os.pread(descriptor, 8, 0), "little")
+            header = json.loads(os.pread(descriptor, size, 8))
+            self._starts[file] = {n: 8 + size + e["data_offsets"][0] for n, e in header.items() if n in self.files}
+        return StoredRows(file, descriptor, self._starts[file][name], self.infos[name], lambda: self[name])
 
     @property
     def sources(self) -> list[Path]:

@@ -17,12 +17,13 @@ from paretomerge.weights.adapted import Pair
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
 from paretomerge.weights.alignment import Finding, Options, align
 from paretomerge.weights.checkpoint import Checkpoint, local, open_checkpoint
-from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 
-CHUNK = 1 << 15
-"""Entries of one expert that are merged at a time: K + 1 such slices, and what is computed from them, stay in cache."""
+CHUNK = 3 << 18
+"""Entries of base and experts together that are merged at a time: few enough to stay in cache with what is made of them, and
+so many that two cores do not wait for each other between the steps, which are Python."""
 
-_KEPT = 64 * CHUNK
+_KEPT = 1 << 21
 """Entries of the largest buffer that is kept for the next slice."""
 
 Fill = Callable[[slice, Tensor, Tensor], object]
@@ -114,9 +115,8 @@ class Expert:
                 out[len(mine) :] = 0
 
             return multiply
-        whole = self.whole(name)
-        assert whole is not None
-        tensor = whole.reshape(matrix_shape(whole.shape))
+        source = Weights.of(self.source.replaced) if isinstance(self.source, Adapter) else self.source
+        tensor = source.matrix(own)
 
         def fill(rows: slice, base: Tensor, out: Tensor) -> None:
             mine = tensor[rows]
@@ -162,7 +162,7 @@ class Experts:
         """The dtype in which tensor ``name`` is merged: fp32, or fp64 for a base in fp64."""
         return torch.float64 if self.base.infos[name].dtype == torch.float64 else torch.float32
 
-    def chunks(self, name: str, entries: int = CHUNK) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def chunks(self, name: str, entries: int | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Slices of tensor ``name`` seen as a matrix (its first dimension × the rest): (rows, base, task vectors).
 
         base is (m, n), task vectors (K, m, n), both fp32 (fp64 for a model in fp64); both are valid until the next slice
@@ -170,9 +170,10 @@ class Experts:
         """
         info = self.infos[name]
         n_rows, columns = matrix_shape(info.shape)
+        entries = CHUNK // (len(self) + 1) if entries is None else entries
         step = max(1, n_rows if columns == 1 else min(n_rows, entries // max(1, columns)))
         dtype = self.wide(name)
-        base = self.base[name].reshape(n_rows, columns)
+        base = self.base.matrix(name)
         fills = [expert.rows(name, columns) for expert in self.experts]
         buffer = self._buffer(len(fills) * step * columns, dtype).view(len(fills), step, columns)
         for start in range(0, n_rows, step):
@@ -229,15 +230,6 @@ class Experts:
                     f"save the model again, or keep the base's tensor with --exclude '{name}'"
                 )
         return UserError(f"{name}: the merged tensor overflows {self.infos[name].dtype}: store it wider (--dtype float32)")
-
-
-def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
-    """(first dimension, product of the others); a vector is a column, a scalar 1 × 1."""
-    rows = shape[0] if shape else 1
-    columns = 1
-    for size in shape[1:]:
-        columns *= size
-    return rows, columns
 
 
 def load_experts(

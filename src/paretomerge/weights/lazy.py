@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,16 @@ class TensorInfo(NamedTuple):
         return self.numel * self.dtype.itemsize
 
 
+PART = 1 << 22
+"""Bytes, about, of a piece of a tensor that is read, merged and written at a time."""
+
+
+class Rows(Protocol):
+    """A matrix (m, n) that is read in slices of rows; a slice is valid until the next is asked for."""
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
 class Weights(Mapping[str, Tensor]):
     """A model as a lazy mapping name -> tensor.
 
@@ -33,9 +43,16 @@ class Weights(Mapping[str, Tensor]):
     ``Weights``, so whatever writes, evaluates or compares models holds a single tensor at a time.
     """
 
-    def __init__(self, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self,
+        infos: Mapping[str, TensorInfo],
+        read: Callable[[str], Tensor],
+        parts: Callable[[str], Iterator[Tensor]] | None = None,
+    ) -> None:
+        """``read`` gives a tensor; ``parts`` the same in pieces, where that needs less memory."""
         self.infos = dict(infos)
         self._read = read
+        self._parts = parts or (lambda name: iter((read(name),)))
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Weights:
@@ -50,6 +67,25 @@ class Weights(Mapping[str, Tensor]):
             raise KeyError(name)
         return self._read(name)
 
+    def matrix(self, name: str) -> Rows:
+        """Tensor ``name`` as a matrix, its first dimension × the rest, for those who take it slice by slice and once."""
+        return self[name].reshape(matrix_shape(self.infos[name].shape))
+
+    def parts(self, name: str) -> Iterator[Tensor]:
+        """Tensor ``name`` in consecutive pieces, for those who write or copy it; each is valid until the next is asked for."""
+        return self._parts(name)
+
+    def copied(self, name: str, dtype: torch.dtype) -> Tensor:
+        """Tensor ``name`` in new memory, as ``dtype``."""
+        out, at = torch.empty(self.infos[name].shape, dtype=dtype), 0
+        for part in self.parts(name):
+            out.view(-1)[at : at + part.numel()] = part.reshape(-1)
+            at += part.numel()
+        return out
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.infos  # a Mapping would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.infos)
 
@@ -62,7 +98,11 @@ class Weights(Mapping[str, Tensor]):
 
     def replacing(self, infos: Mapping[str, TensorInfo], read: Callable[[str], Tensor]) -> Weights:
         """The same model with the tensors named in ``infos`` read by ``read`` (new names are appended)."""
-        return Weights({**self.infos, **infos}, lambda name: read(name) if name in infos else self._read(name))
+        return Weights(
+            {**self.infos, **infos},
+            lambda name: read(name) if name in infos else self._read(name),
+            lambda name: iter((read(name),)) if name in infos else self._parts(name),
+        )
 
     def cast(self, dtype: torch.dtype | None) -> Weights:
         """The same model with its floating-point tensors stored as ``dtype`` (``None``: as they are)."""
@@ -72,16 +112,26 @@ class Weights(Mapping[str, Tensor]):
             name: TensorInfo(info.shape, dtype if info.dtype.is_floating_point else info.dtype)
             for name, info in self.infos.items()
         }
-        return Weights(infos, lambda name: self._read(name).to(infos[name].dtype))
+        return Weights(
+            infos,
+            lambda name: self._read(name).to(infos[name].dtype),
+            lambda name: (part.to(infos[name].dtype) for part in self._parts(name)),
+        )
 
     def renamed(self, rename: Callable[[str], str]) -> Weights:
         """The same tensors under other names (``rename`` must be one to one)."""
         old = {rename(name): name for name in self.infos}
-        return Weights({new: self.infos[name] for new, name in old.items()}, lambda new: self._read(old[new]))
+        infos = {new: self.infos[name] for new, name in old.items()}
+        return Weights(infos, lambda new: self._read(old[new]), lambda new: self._parts(old[new]))
 
     def without(self, names: set[str] | frozenset[str]) -> Weights:
         """The same model less some tensors."""
-        return Weights({name: info for name, info in self.infos.items() if name not in names}, self._read)
+        return Weights({name: info for name, info in self.infos.items() if name not in names}, self._read, self._parts)
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """(first dimension, product of the others); a vector is a column, a scalar 1 × 1."""
+    return (shape[0], math.prod(shape[1:])) if shape else (1, 1)
 
 
 def main_dtype(weights: Weights) -> torch.dtype:

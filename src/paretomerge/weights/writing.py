@@ -30,9 +30,9 @@ Progress = Callable[[str, int], None]
 
 
 def write_safetensors(weights: Weights, path: Path, *, workers: int | None = None, progress: Progress | None = None) -> None:
-    """Write one safetensors file; at any time ``workers`` tensors are in memory.
+    """Write one safetensors file; at any time ``workers`` tensors, or pieces of them, are in memory.
 
-    The header is known from ``weights.infos``, so each tensor goes to its place as soon as it is computed.
+    The header is known from ``weights.infos``, so each piece goes to its place as soon as it is computed.
     """
     # safetensors wants no gaps, and every tensor aligned to its entries: widest first (a stable order otherwise)
     names = sorted(weights.infos, key=lambda name: -weights.infos[name].dtype.itemsize)
@@ -57,10 +57,14 @@ def write_safetensors(weights: Weights, path: Path, *, workers: int | None = Non
 
         def put(name: str) -> None:
             info = weights.infos[name]
-            tensor = weights[name]
-            if tensor.dtype != info.dtype or tuple(tensor.shape) != info.shape:
-                raise AssertionError(f"{name}: planned {info}, got {tensor.dtype} {tuple(tensor.shape)}")
-            _write_at(file.fileno(), tensor, start + offsets[name])
+            first = at = start + offsets[name]
+            for part in weights.parts(name):
+                if part.dtype != info.dtype or at + part.nbytes > first + info.nbytes:
+                    raise AssertionError(f"{name}: planned {info}, got {part.dtype} {tuple(part.shape)}")
+                _write_at(file.fileno(), part, at)
+                at += part.nbytes
+            if at < first + info.nbytes:
+                raise AssertionError(f"{name}: planned {info}, got {at - first} bytes")
             if progress:
                 progress(name, info.nbytes)
 
