@@ -118,9 +118,8 @@ def approximations(result):
 
 
 def test_norms_of_large_slices():
-    # beyond 2²² entries the squares are summed in another way
+    """Of four million entries: plain sums in fp32 would be off by 1e-5 where a processor adds one after the other."""
     d = torch.randn(2, 2100, 1000, generator=torch.Generator().manual_seed(0))
-    assert d.numel() >= 1 << 22
     *_, norms = decomposed(d, 1, sweeps=1, step=5000)
     torch.testing.assert_close(norms, d.double().square().sum((1, 2)), rtol=1e-5, atol=0)
 

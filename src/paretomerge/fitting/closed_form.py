@@ -140,7 +140,7 @@ def tucker2(
     wide = min(r + _OVERSAMPLING, m, n)
     norms = torch.zeros(n_tasks, dtype=torch.float64)
     for _, d in slices():
-        norms += d.flatten(1).double().square().sum(1) if d.numel() < 1 << 22 else _squared_norms(d)
+        norms += torch.linalg.vector_norm(d, dim=2).double().square().sum(1)
 
     def times_b(b: Tensor) -> Tensor:  # [D_1 Bᵀ … D_K Bᵀ]: (m, K·s)
         out = torch.empty(m, n_tasks * b.shape[0])
@@ -285,10 +285,6 @@ def _leading(matrix: Tensor, count: int) -> Tensor:
         extra = torch.randn(len(vectors), count - vectors.shape[1], generator=generator, dtype=torch.float64)
         vectors = torch.cat([vectors, extra * vectors.norm() * 1e-12], 1)
     return torch.linalg.qr(vectors)[0].float()
-
-
-def _squared_norms(d: Tensor) -> Tensor:
-    return torch.stack([row.flatten().dot(row.flatten()) for row in d]).double()
 
 
 def _mixed(factors: Factors, mixing: Tensor) -> Factors:
