@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,8 +45,8 @@ def evaluate(
     ] = None,
     sample: Annotated[int, typer.Option("--sample", help="Preferences drawn from the whole simplex beside these.")] = 0,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
-    device: Annotated[str, typer.Option("--device")] = "cpu",
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Inputs at a time [default: 64].")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Where the model runs [default: cpu].")] = None,
     workers: Workers = 1,
     ray: Ray = None,
     gpus: Gpus = 0.0,
@@ -74,10 +74,11 @@ def evaluate(
     evaluator = plan.evaluator
     options = option_values(option or [])
     tasks, names = {}, opened.tasks
+    placed: dict[str, Any] = {"batch_size": batch_size or 64, "device": device or "cpu"}
     if evaluator is None:
         labelled = bool(options.get("head_steps"))
         tasks = api.load_tasks(opened, _wanted(opened, plan.data, data), keep_labels=labelled, seed=seed)
-        names, options = tuple(tasks), {"batch_size": batch_size, "device": device, **options}
+        names, options = tuple(tasks), {**placed, **options}
         if not tasks:
             raise UserError("no inputs to measure on: name them with --data NAME=PATH or a recipe, or an --evaluator")
         for task in tasks.values():
@@ -85,6 +86,8 @@ def evaluate(
                 say(f"{task.name}: {line}", quiet)
     elif plan.data:
         raise UserError("either --data or --evaluator, one of the two")
+    elif batch_size or device:
+        raise UserError("--batch-size and --device go with --data: an evaluator has options of its own (--option)")
     options = check_options(JUDGES[kind_of(evaluator)], options, "evaluate")
     judge = judge_of(evaluator, tasks=tasks, metrics=plan.metrics, names=names, scratch=None, options=options)
     if preference:
@@ -104,7 +107,7 @@ def evaluate(
             from paretomerge.evaluation.experts import evaluate_sources
 
             each = list(tasks.values())
-            rows += evaluate_sources(opened, each, seed=seed, batch_size=batch_size, device=device, progress=told)
+            rows += evaluate_sources(opened, each, seed=seed, **placed, progress=told)
     if not dry:
         record(front, rows)
     if as_json:

@@ -225,6 +225,7 @@ def test_a_recipe_and_measuring_a_front_by_a_command(cli, gpt2):
     rows = json.loads(cli("evaluate", "merged", *by, "-p", "equal", "-p", "only:a", "-p", "a=1,b=1", "--json", "-q"))
     assert len(asked(log)) == 2 and len(rows) == 6  # equal is measured once
     assert load_front("merged").measured[1]["larger_is_better"] is False
+    assert "go with --data" in cli.refuses("evaluate", "merged", *by, "--device", "cpu")
     refused = cli.refuses("merge", "recipe.yaml", "-o", "one", "-m", "ties")
     assert "an evaluator belongs to a fit" in refused
 
