@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-app lint format types docs peers bench claims claims-quick clean
+.PHONY: help demo test test-slow test-lowest test-app lint format types docs peers bench claims claims-quick clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,12 @@ demo: $(READY)  ## run the whole job on the models and data in the package
 
 test: $(READY)  ## the test suite, without the slow tests
 	$(BIN)/python -m pytest -n 2
+
+test-lowest:  ## the test suite with the lowest versions that pyproject.toml allows, in an environment of its own
+	test -x .venv-lowest/bin/python || $(PY) -m venv .venv-lowest
+	@.venv-lowest/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e '.[lora]' \
+		pytest pytest-xdist hypothesis
+	.venv-lowest/bin/python -m pytest -n 2
 
 test-slow: $(READY)  ## the slow tests alone
 	$(BIN)/python -m pytest -m slow
@@ -65,5 +71,5 @@ claims-quick: $(READY)  ## the same with few inputs, few steps and one seed: whe
 	$(BIN)/python -m benchmarks.claims.run --quick
 
 clean:  ## remove the environment, caches and builds
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

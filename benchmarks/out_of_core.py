@@ -48,7 +48,7 @@ class Group:
         process = subprocess.Popen([str(word) for word in words], preexec_fn=enter)
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            sys.exit(f"failed under the limit: {' '.join(map(str, words))}")
+            raise ChildProcessError(f"exit code {os.waitstatus_to_exitcode(status)}")
         peak = self.folder / self.peak_file
         return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, int(peak.read_text()) if peak.exists() else 0
 
@@ -128,6 +128,10 @@ def main() -> None:
         group = Group(arguments.limit_mib * MIB)
         try:
             wall, cpu, peak = group.run(words)
+        except ChildProcessError as error:
+            rows.append({"command": what, "failed": str(error)})
+            print(f"{what:45} failed under the limit: {error}", flush=True)
+            continue
         finally:
             time.sleep(0.2)
             group.close()
