@@ -12,48 +12,16 @@ file and every library instead, and says nothing about memory.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
+from control_group import Group
 from merge_speed import CACHE, HERE, MIB, OURS
 from safetensors.torch import save_file
 
 TASKS = ("a", "b")
-ROOT = Path("/sys/fs/cgroup")
-
-
-class Group:
-    """A control group with a memory limit."""
-
-    def __init__(self, limit: int) -> None:
-        version_1 = (ROOT / "memory" / "memory.limit_in_bytes").exists()
-        self.folder = (ROOT / "memory" if version_1 else ROOT) / f"paretomerge-{os.getpid()}"
-        self.peak_file = "memory.max_usage_in_bytes" if version_1 else "memory.peak"
-        try:
-            self.folder.mkdir()
-            (self.folder / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(limit))
-        except OSError as error:
-            sys.exit(f"no control group for memory can be made here ({error}): run as root on Linux")
-
-    def run(self, words: list[object]) -> tuple[float, float, int]:
-        """(wall seconds, CPU seconds, peak bytes of what the limit counts) of a command inside."""
-
-        def enter() -> None:
-            (self.folder / "cgroup.procs").write_text(str(os.getpid()))
-
-        start = time.perf_counter()
-        process = subprocess.Popen([str(word) for word in words], preexec_fn=enter)
-        _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            raise ChildProcessError(f"exit code {os.waitstatus_to_exitcode(status)}")
-        peak = self.folder / self.peak_file
-        return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, int(peak.read_text()) if peak.exists() else 0
-
-    def close(self) -> None:
-        self.folder.rmdir()
 
 
 def model(folder: Path, gib: float, seed: int) -> None:
@@ -125,7 +93,10 @@ def main() -> None:
             for file in folder.iterdir():
                 with open(file, "rb") as opened:
                     os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        group = Group(arguments.limit_mib * MIB)
+        try:
+            group = Group(arguments.limit_mib * MIB)
+        except OSError as error:
+            sys.exit(f"no control group for memory can be made here ({error}): run as root on Linux")
         try:
             wall, cpu, peak = group.run(words)
         except ChildProcessError as error:
