@@ -52,7 +52,7 @@ class Recipe:
     pretrain_muon_lr: float = 1e-2
     expert_steps: int = 60
     expert_batch: int = 16
-    expert_lr: float = 3e-4
+    expert_lr: float = 4e-4
 
 
 def pages(language: str) -> Iterator[tuple[str, str]]:
