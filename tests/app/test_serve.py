@@ -85,5 +85,6 @@ def test_a_port_that_is_taken_is_named():
 
 
 def test_no_front_is_one_line(tmp_path):
+    pytest.importorskip("gradio")
     done = program("explore", tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not a front" in done.stderr
