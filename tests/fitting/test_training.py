@@ -72,7 +72,7 @@ def test_linear_training_is_adam_on_the_sum(place):
     expected = one.state_dict()
     trained = found.model("equal", head="a", dtype=torch.float32).vit.state_dict()
     for name, tensor in trained.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)  # a step is 1e-3
 
 
 def test_one_task_alone_does_not_look_at_the_other(place, tmp_path):

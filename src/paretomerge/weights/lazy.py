@@ -52,7 +52,7 @@ class Weights(Mapping[str, Tensor]):
         """``read`` gives a tensor; ``parts`` the same in pieces, where that needs less memory."""
         self.infos = dict(infos)
         self._read = read
-        self._parts = parts or (lambda name: iter((read(name),)))
+        self._parts = parts  # no function made here: it would not go through pickle
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Weights:
@@ -73,7 +73,7 @@ class Weights(Mapping[str, Tensor]):
 
     def parts(self, name: str) -> Iterator[Tensor]:
         """Tensor ``name`` in consecutive pieces, for those who write or copy it; each is valid until the next is asked for."""
-        return self._parts(name)
+        return self._parts(name) if self._parts else iter((self[name],))
 
     def copied(self, name: str, dtype: torch.dtype) -> Tensor:
         """Tensor ``name`` in new memory, as ``dtype``."""
@@ -101,7 +101,7 @@ class Weights(Mapping[str, Tensor]):
         return Weights(
             {**self.infos, **infos},
             lambda name: read(name) if name in infos else self._read(name),
-            lambda name: iter((read(name),)) if name in infos else self._parts(name),
+            lambda name: iter((read(name),)) if name in infos else self.parts(name),
         )
 
     def cast(self, dtype: torch.dtype | None) -> Weights:
@@ -115,14 +115,14 @@ class Weights(Mapping[str, Tensor]):
         return Weights(
             infos,
             lambda name: self._read(name).to(infos[name].dtype),
-            lambda name: (part.to(infos[name].dtype) for part in self._parts(name)),
+            lambda name: (part.to(infos[name].dtype) for part in self.parts(name)),
         )
 
     def renamed(self, rename: Callable[[str], str]) -> Weights:
         """The same tensors under other names (``rename`` must be one to one)."""
         old = {rename(name): name for name in self.infos}
         infos = {new: self.infos[name] for new, name in old.items()}
-        return Weights(infos, lambda new: self._read(old[new]), lambda new: self._parts(old[new]))
+        return Weights(infos, lambda new: self._read(old[new]), lambda new: self.parts(old[new]))
 
     def without(self, names: set[str] | frozenset[str]) -> Weights:
         """The same model less some tensors."""
