@@ -49,7 +49,7 @@ class Recipe:
     seed: int = 0
     steps: int = 200
     batch: int = 16
-    lr: float = 1e-4
+    lr: float = 5e-5
     probe_texts: int = 1500
 
 
