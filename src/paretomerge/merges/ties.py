@@ -65,7 +65,8 @@ def trim_(v: Tensor, thresholds: list[float]) -> Tensor:
     for v_k, threshold in zip(v, thresholds, strict=True):
         if threshold > 0:
             # hardshrink keeps |v| > λ; the next number below t makes that |v| ≥ t
-            below = np.nextafter(np.asarray(threshold, dtype=str(v.dtype).removeprefix("torch.")), 0)
+            number = np.dtype(str(v.dtype).removeprefix("torch.")).type  # of both: numpy 1 makes fp64 of one and an int
+            below = np.nextafter(number(threshold), number(0))
             torch.ops.aten.hardshrink.out(v_k, float(below), out=v_k)
     return v
 
