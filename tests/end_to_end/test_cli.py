@@ -82,7 +82,7 @@ def test_help(cli):
     for command in ("check", "merge", "fit", "pick", "info", "methods", "demo"):
         assert f"paretomerge {command}" in cli(command, "--help") or command in cli(command, "--help")
     code, out, err = cli.call([])
-    assert (code, err) == (2, "") and "Usage" in out
+    assert code in (0, 2) and err == "" and "Usage" in out  # click before 8.2: 0
 
 
 # -- check
@@ -186,7 +186,7 @@ def test_dtype(cli, zoo):
     assert {info.dtype for info in open_checkpoint("half").infos.values()} == {torch.bfloat16}
     config = json.loads((cli.here / "half" / "config.json").read_text())
     assert (config.get("dtype") or config.get("torch_dtype")) == "bfloat16"
-    assert hf.AutoModelForImageClassification.from_pretrained("half").dtype == torch.bfloat16
+    assert hf.AutoModelForImageClassification.from_pretrained("half", dtype="auto").dtype == torch.bfloat16
     cli("merge", *zoo.flags("llama"), "-o", "whole")
     cli("merge", *zoo.flags("llama"), "-o", "rounded", "--dtype", "bfloat16")
     whole = open_checkpoint("whole")
@@ -306,7 +306,7 @@ def test_pick_with_a_head_and_a_dtype(cli, zoo):
     assert json.loads(cli("info", "front", "--json"))["heads"] == ["a", "b"]
     for task, labels in HEADS.items():
         cli("pick", "front", "-p", "a=0.7,b=0.3", "--head", task, "-o", task, "--dtype", "bf16")
-        model = hf.AutoModelForImageClassification.from_pretrained(task)
+        model = hf.AutoModelForImageClassification.from_pretrained(task, dtype="auto")
         assert model.dtype == torch.bfloat16
         assert tiny.logits("vit", model.float()).shape == (2, labels)
         assert {info.dtype for info in open_checkpoint(task).infos.values()} == {torch.bfloat16}

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 import tiny
@@ -83,6 +84,8 @@ def adapted(kind, folder, options, changes, dtype=torch.float32):
 
 @pytest.mark.parametrize("case", list(CASES))
 def test_is_what_peft_merges(tmp_path, case):
+    if CASES[case][1].get("bias") == "lora_only" and Version(peft.__version__) < Version("0.21"):
+        pytest.skip("peft before 0.21 does not save these biases")
     kind, options, changes = CASES[case]
     base, adapter, merged = adapted(kind, tmp_path, options, changes)
     experts = load_experts(base, {"a": adapter})
