@@ -16,6 +16,7 @@ from paretomerge import api, load_front
 from paretomerge.api import FitRun
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import evaluate
+from paretomerge.evaluation.front_models import FrontModels
 from paretomerge.evaluation.logits import predict
 from paretomerge.fitting.react import react, rotation
 from paretomerge.front import front_of
@@ -170,12 +171,15 @@ def test_picked_models_have_the_correction_folded_in(folder, kind, shared, heads
     front.save(tmp_path / "front")
     opened = load_front(tmp_path / "front")
     json.dumps(opened.summary())
+    measured = FrontModels(opened.pareto_set, tuple("ab"), opened.config, opened.heads).live(torch.device("cpu"))
+    measured.move_((0.0, 1.0))
+    measured.move_(GAMMA)  # what evaluate looks at
     for task in "ab":
         inputs, head = tasks[task].fit, task if task in front.heads else None
         plain = soup.model(GAMMA, head=head, dtype=torch.float32)
         z = features(kind, plain, inputs) @ found.correction(torch.tensor(GAMMA).double()).float().T
         moved = opened.apply_(opened.model("equal", head=head, dtype=torch.float32), "only:b")
-        models = [front.model(GAMMA, head=head, dtype=torch.float32), opened.apply_(moved, GAMMA)]
+        models = [front.model(GAMMA, head=head, dtype=torch.float32), opened.apply_(moved, GAMMA), measured.models[task]]
         opened.pick(GAMMA, tmp_path / f"picked-{task}", head=head)
         models.append(AUTO[kind].from_pretrained(tmp_path / f"picked-{task}").eval())
         for model in models:

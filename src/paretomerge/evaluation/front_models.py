@@ -13,6 +13,7 @@ from torch import nn
 from paretomerge.search.merged import packed_heads, shared_models, unpacked_heads
 from paretomerge.sets import SETS
 from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.weights.architecture import live_names
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import Weights
 
@@ -53,7 +54,7 @@ class FrontModels:
         """The tasks' live models; of the set nothing is kept beside them, so ``store`` has nothing to do."""
         assert self.pareto_set is not None
         found = shared_models(self, self.varying, device, self.dtype)
-        return LiveFront(self.pareto_set, found.models, found.weights)
+        return LiveFront(self.pareto_set, found.models, found.weights, self.heads)
 
     def weights(self) -> Mapping[str, Weights]:
         assert self.pareto_set is not None
@@ -75,9 +76,16 @@ class FrontModels:
 class LiveFront:
     """Live models that are brought from one preference to another."""
 
-    def __init__(self, pareto_set: ParetoSet, models: Mapping[str, nn.Module], parameters: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self,
+        pareto_set: ParetoSet,
+        models: Mapping[str, nn.Module],
+        parameters: Mapping[str, nn.Parameter],
+        heads: Mapping[str, Head],
+    ) -> None:
         self.models = models
         self._set, self._parameters = pareto_set, parameters
+        self._heads = {task: heads[task].tensors for task in models if task in heads and pareto_set.varying_of_head(task)}
         self._at: tuple[float, ...] | None = None
 
     @torch.no_grad()
@@ -95,4 +103,10 @@ class LiveFront:
             else:
                 tensor = base[name].to(parameter.device, wide, copy=True)
                 parameter.copy_(self._set.shift_(name, tensor, gamma, equal))
+        for task, stored in self._heads.items():  # a correction that is folded into heads moves them, too
+            parameters = dict(self.models[task].named_parameters())
+            names = live_names(stored.infos, self.models[task])
+            moved = self._set.on_head(task, stored, list(point))
+            for name in self._set.varying_of_head(task):
+                parameters[names[name]].copy_(moved[name])
         self._at = tuple(point)
