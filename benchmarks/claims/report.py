@@ -198,7 +198,7 @@ def spread(table: Table, results: Results) -> Iterator[str]:
         drawn = [i for i, text in enumerate(texts) if kind_of(text) == "other"] if len(texts) > 1 else [0]
         weights = gammas[drawn] if len(texts) > 1 else np.array([preferences.equal(len(tasks))])
         shares = [spearmanr(gammas[:, k], values[:, k]).statistic for k in range(len(tasks))] if len(texts) > 1 else []
-        control = f"{np.nanmean(shares):.2f}" if shares else ""
+        control = f"{np.nanmean(shares):.2f}" if np.isfinite(shares).any() else ""
         kept = moocore.is_nondominated(-values, keep_weakly=True).mean() if len(texts) > 1 else 1.0
         stored = 1 + found["stored"]["added"] / found["stored"]["base"]
         yield (
