@@ -12,10 +12,11 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.claims import searches
-from benchmarks.claims.methods import Bench, Method, bench, identity, made, with_heads
+from benchmarks.claims.methods import Bench, Method, bench, fast, identity, made, with_heads
+from benchmarks.claims.scores import packed, scores, summary
 from benchmarks.claims.suite import Suite, Use
 from paretomerge import preferences
-from paretomerge.evaluation.evaluate import evaluate, measure, sampled, select_unseen
+from paretomerge.evaluation.evaluate import evaluate, sampled, select_unseen
 from paretomerge.evaluation.results import Row
 from paretomerge.front import Front
 from paretomerge.report.routing import routing
@@ -61,7 +62,8 @@ def run(cell: Cell) -> dict[str, Any]:
     on = bench(cell.suite.only(*cell.names), cell.use, cell.mode)
     front, cost = made(cell.method, on, cell.seed)
     parameters = front.summary()["parameters"]
-    rows = list(_MEASURES[cell.how](cell, on, front))
+    with fast():
+        rows = list(_MEASURES[cell.how](cell, on, front))
     return {
         "key": cell.key, "suite": cell.suite.name, "method": cell.method.name, "use": cell.use, "seed": cell.seed,
         "how": cell.how, "mode": cell.mode, "tasks": list(cell.names), "cost": cost,
@@ -91,18 +93,19 @@ def _measured_on(cell: Cell) -> dict[str, int]:
     return {name: len(task.held_out or ()) for name, task in measured.items()}
 
 
-def _standard(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
+def _standard(cell: Cell, on: Bench, front: Front) -> Iterator[dict[str, Any]]:
     for task in cell.names:
         model = front.model("equal", head=_head(front, task), dtype=torch.float32)
         for text in ("equal", f"priority:{task}", f"only:{task}") if cell.method.front else ("equal",):
             yield _row(cell, on, front, model, text, task)
 
 
-def _row(cell: Cell, on: Bench, front: Front, model: torch.nn.Module, text: str, task: str) -> Row:
+def _row(cell: Cell, on: Bench, front: Front, model: torch.nn.Module, text: str, task: str) -> dict[str, Any]:
     given = on.inputs[task]
+    each = scores(front.apply_(model, text), given, BATCH)
     return {
         "method": cell.method.name, "preference": text, "task": task, "metric": given.metric,
-        "value": measure(front.apply_(model, text), given, BATCH),
+        "value": summary(each, given.metric), "scores": packed(each, given.metric),
         "split": "transductive" if cell.use == "transductive" else "held-out", "seed": cell.seed,
     }  # fmt: skip
 
@@ -119,7 +122,7 @@ def _spread(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
     yield from evaluate(front, list(on.few.values()), texts, seed=cell.seed, batch_size=BATCH, method=cell.method.name)
 
 
-def _unseen(cell: Cell, on: Bench, front: Front) -> Iterator[Row]:
+def _unseen(cell: Cell, on: Bench, front: Front) -> Iterator[dict[str, Any]]:
     """Of each task of the suite that was not merged: the accuracy at the preference whose model is surest of its inputs."""
     others = [task for task in cell.suite.tasks if task not in cell.names]
     whole = bench(cell.suite, cell.use, cell.mode)

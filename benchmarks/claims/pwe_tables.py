@@ -29,15 +29,16 @@ EPO = _pwe("PWE-MoE EPO, paper, MLP", scalarization="epo")
 EPO_ATTENTION = _pwe("PWE-MoE EPO, paper, attention + MLP", modules="attention+mlp", scalarization="epo")
 DISTILLED = methods.fitted("PWE-MoE, distilled, MLP", "pwe-moe", steps=methods.STEPS, modules="mlp")
 PAPERS = [methods.PWE_PAPER, ATTENTION, EPO, EPO_ATTENTION]
-OURS = [DISTILLED, methods.PWE]
 TRAINED = [methods.TRAINED, _trained("EPO training", "epo"), _trained("MGDA training", "mgda")]
-"""Baselines that train the whole model; one seed, they cost the most."""
+"""Baselines that train the whole model."""
 MERGED = [method for method in methods.SINGLE if method.name.startswith(("weight", "Task", "TIES"))]
 
 
 def eight(mode: str) -> Table:
     suite, known = vision.suite(), [methods.PRETRAINED, methods.EXPERTS, *MERGED, *methods.MERGED_ON_DATA]
-    cells = cells_of(suite, [*known, methods.SOUPS, *PAPERS, *OURS], mode) + cells_of(suite, TRAINED, mode, seeds=1)
+    several = [methods.PWE_PAPER, ATTENTION, methods.PWE, methods.TRAINED]
+    cells = cells_of(suite, [*known, methods.SOUPS, *several], mode)
+    cells += cells_of(suite, [EPO, EPO_ATTENTION, DISTILLED, *TRAINED[1:]], mode, seeds=1)
     note = (
         f"`paper`: its settings, but for {methods.STEPS} steps instead of 4 000; distilled: our defaults, without labels. "
         "Training: all parameters, at equal preference. Last column: the paper's mean, of CLIP ViT-B/32 on eight other tasks."
@@ -53,9 +54,7 @@ def two(mode: str) -> Table:
 
 def three(mode: str) -> Table:
     chosen = [methods.PRETRAINED, methods.EXPERTS, *MERGED, methods.PWE_PAPER, ATTENTION, methods.PWE]
-    cells = cells_of(vision.suite(), chosen, mode, tasks=TRIPLE) + cells_of(
-        vision.suite(), TRAINED, mode, tasks=TRIPLE, seeds=1
-    )
+    cells = cells_of(vision.suite(), [*chosen, *TRAINED], mode, tasks=TRIPLE, seeds=1)
     note = "Last column: the paper's mean, of SUN397, Cars and DTD."
     return Table("g3", f"PWE-MoE on three tasks: {', '.join(TRIPLE)}", "PWE-MoE, figure 5", cells, note=note)
 

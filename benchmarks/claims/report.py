@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,77 +15,11 @@ from scipy.stats import spearmanr
 
 from benchmarks.claims import papers
 from benchmarks.claims.cells import Results
+from benchmarks.claims.numbers import KINDS, Number, bold, kind_of, lead, numbers
 from benchmarks.claims.table import Table
 from paretomerge import preferences
 from paretomerge.report.plots import routing_figure as draw_routing
 from paretomerge.report.routing import Routing
-
-KINDS = {"equal": "equal", "priority": "priority", "only": "one-hot"}
-
-
-@dataclass(frozen=True)
-class Number:
-    """A mean over seeds."""
-
-    mean: float
-    std: float | None
-    """Over seeds; None where there is one, or where the seed does not matter."""
-    seeds: int
-    inputs: int
-    """Held-out inputs behind it, whose choice is noise, too."""
-    metric: str
-
-    def __str__(self) -> str:
-        scale = 1 if self.metric == "perplexity" else 100
-        digits = 2 if self.metric == "perplexity" else 1
-        spread = "" if self.std is None else f" ± {scale * self.std:.{digits}f}"
-        return f"{scale * self.mean:.{digits}f}{spread}"
-
-    @property
-    def variance(self) -> float:
-        """Of the mean: of the seeds, and of an accuracy's finite sample of inputs (taken as independent: rather too much)."""
-        seeds = 0.0 if self.std is None else self.std**2 / self.seeds
-        return seeds + (0.0 if self.metric == "perplexity" else self.mean * (1 - self.mean) / max(self.inputs, 1))
-
-    @property
-    def goodness(self) -> float:
-        return -self.mean if self.metric == "perplexity" else self.mean
-
-
-def kind_of(preference: str) -> str:
-    return preference.partition(":")[0] if ":" in preference or preference == "equal" else "other"
-
-
-def numbers(found: Sequence[dict[str, Any]], tasks: Sequence[str], kind: str) -> list[Number] | None:
-    """Of the cells of one method (its seeds): per task and, last, of their mean, at one kind of preference."""
-    each: list[list[float]] = []
-    for cell in found:
-        rows = {row["task"]: row for row in cell["rows"] if kind_of(row["preference"]) == kind}
-        if not all(task in rows for task in tasks):
-            return None
-        each.append([rows[task]["value"] for task in tasks])
-    if not each:
-        return None
-    metric = found[0]["rows"][0]["metric"]
-    inputs = [found[0]["inputs"][task] for task in tasks]
-    columns = [*zip(*each, strict=True), [fmean(values) for values in each]]
-    counts = [*inputs, sum(inputs)]
-    return [
-        Number(fmean(values), stdev(values) if len(values) > 1 else None, len(values), count, metric)
-        for values, count in zip(columns, counts, strict=True)
-    ]
-
-
-def bold(column: Sequence[Number]) -> int | None:
-    """The place of the best number, if the difference to the next is larger than two standard errors of it."""
-    order = sorted(range(len(column)), key=lambda i: -column[i].goodness)
-    if len(order) < 2:
-        return None
-    best, next_best = column[order[0]], column[order[1]]
-    if best.metric == "perplexity" and best.std is None and next_best.std is None:
-        return None  # nothing tells how large the noise is
-    noise = 2 * math.sqrt(best.variance + next_best.variance)
-    return order[0] if best.goodness - next_best.goodness > noise else None
 
 
 def accuracy(table: Table, results: Results) -> Iterator[str]:
@@ -320,9 +252,7 @@ def ladder(tables: Sequence[Table], results: Results) -> Iterator[str]:
         if len(steps) < len(LADDER):
             continue
         seen.add(name)
-        apart = all(
-            other.goodness - one.goodness > 2 * math.sqrt(one.variance + other.variance) for one, other in pairwise(steps)
-        )
+        apart = all(gain > noise for gain, noise in (lead(other, one) for one, other in pairwise(steps)))
         shown = ", ".join(f"{start} {number}" for start, number in zip(LADDER, steps, strict=True))
         yield f"- {name}: {shown}: {'yes' if apart else '**no, or not clearly**'}."
 

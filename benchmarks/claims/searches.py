@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import torch
 
-from benchmarks.claims.methods import EXPERTS, Bench, Method
+from benchmarks.claims.methods import EXPERTS, PRECISION, Bench, Method
 from paretomerge import api, preferences
 from paretomerge.evaluation.evaluate import sampled
 from paretomerge.evaluation.evaluators import OnTasks
@@ -36,7 +36,7 @@ CHOSEN = {"full": 200, "quick": 20}
 """The same for models that preferences choose."""
 PREFERENCES = {"full": 20, "quick": 2}
 BATCH = 100
-FAST = {"precision": "bfloat16", "batch_size": BATCH}
+FAST = {"precision": PRECISION, "batch_size": BATCH}
 """How searches measure: with enough inputs a batch, and twice as fast."""
 
 

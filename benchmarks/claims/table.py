@@ -37,7 +37,7 @@ def cells_of(
     return [
         Cell(suite, method, use, seed, mode=mode, **more)
         for use in uses
-        for seed in SEEDS[mode][: seeds if use == "held-out" else 1]
+        for seed in SEEDS[mode][:seeds]
         for method in chosen
         if (use == "held-out" or method.fitted) and (method.seeded or seed == 0)
     ]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.claims import map_report, papers
 from benchmarks.claims.cells import Results
-from benchmarks.claims.report import Number, numbers
+from benchmarks.claims.numbers import Number, lead, numbers
 from benchmarks.claims.table import Table
 
 PM = "Pareto Merging"
@@ -84,16 +83,8 @@ class Verdict:
     sides: tuple[Number, Number]
 
     @property
-    def gain(self) -> float:
-        return self.sides[0].goodness - self.sides[1].goodness
-
-    @property
-    def noise(self) -> float:
-        return 2 * math.sqrt(sum(side.variance for side in self.sides))
-
-    @property
     def word(self) -> str:
-        return word(self.gain, self.noise)
+        return word(*lead(*self.sides))
 
 
 def word(gain: float, noise: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Mapping
@@ -72,11 +71,14 @@ def augment(images: torch.Tensor, strength: float, rng: torch.Generator, invert:
     return (x - 0.5) / 0.5
 
 
-def fast_maths():
+def has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16."""
+    return any(getattr(torch.cpu, f"_is_{what}_supported", bool)() for what in ("amx_tile", "avx512_bf16"))
+
+
+def fast_maths() -> torch.autocast:
     """bfloat16 where the processor has instructions for it (nearly twice as fast), else float32."""
-    if any(getattr(torch.cpu, f"_is_{what}_supported", bool)() for what in ("amx_tile", "avx512_bf16")):
-        return torch.autocast("cpu", torch.bfloat16)
-    return contextlib.nullcontext()
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
 
 
 def config(width: int = 128, **extra) -> ViTConfig:
