@@ -93,19 +93,29 @@ def routing_figure(path: Path, routing: Routing) -> None:
         raise UserError(f"{path}: a figure cannot be written in that format: name a .png, .svg or .pdf")
     tasks, modules = routing.tasks, routing.modules
     largest = float(routing.weights.abs().max()) or 1.0
-    size = (1.5 + len(tasks) * (0.6 + 0.45 * len(tasks)), 1.4 + min(12.0, 0.22 * len(modules)))
+    columns = len(tasks) if len(tasks) < 6 else 4
+    rows = -(-len(tasks) // columns)
+    size = (1.8 + columns * (0.4 + 0.22 * len(tasks)), 0.8 + rows * (0.4 + min(6.0, 0.16 * len(modules))))
     with pyplot.rc_context({"font.size": 8}):
-        figure, axes = pyplot.subplots(1, len(tasks), figsize=size, layout="constrained", sharey=True, squeeze=False)
-        for task, axis, weights in zip(tasks, axes[0], routing.weights, strict=True):
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
+        )
+        for axis in axes.flat[len(tasks) :]:
+            axis.remove()
+        for k, (task, weights) in enumerate(zip(tasks, routing.weights, strict=True)):
+            axis = axes.flat[k]
             # white is none of a task vector; the colours tell apart for all common kinds of colour blindness
             image = axis.imshow(weights.numpy(), cmap="PuOr_r", vmin=-largest, vmax=largest, aspect="auto")
             axis.set_title(f"only:{task}")
             axis.set_xticks(range(len(tasks)), tasks, rotation=60, ha="right")
-            axis.set_xlabel("task vector")
-        every = -(-len(modules) // 60)
-        axes[0][0].set_yticks(range(0, len(modules), every), modules[::every])
-        axes[0][0].set_ylabel("depth")
-        figure.colorbar(image, ax=axes[0][-1], label="coefficient")
+            if k + columns >= len(tasks):
+                axis.set_xlabel("task vector")
+                axis.tick_params(labelbottom=True)  # where nothing is below it
+        every = -(-len(modules) // 36)
+        for axis in axes[:, 0]:
+            axis.set_yticks(range(0, len(modules), every), modules[::every])
+            axis.set_ylabel("depth")
+        figure.colorbar(image, ax=figure.axes, label="coefficient", shrink=0.8, aspect=30)
         figure.savefig(path, dpi=150)
         pyplot.close(figure)
 
