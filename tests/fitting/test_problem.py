@@ -262,6 +262,7 @@ def test_predictions_are_kept_in_files(folder, tmp_path, monkeypatch, kind, top)
     for name, changes in {
         "objective": {"objective": "features"},
         "more": {"tasks": fit_data.tasks(kind, 31, held_out=20)},
+        "precision": {"precision": "bfloat16"},
     }.items():
         before = len(asked)
         problem(folder / kind, **{"objective": "distill", "tasks": given, **options, **changes})
@@ -447,3 +448,27 @@ def test_bfloat16_forward_keeps_fp32_gradients(folder):
     one, two = (torch.cat([g.flatten() for g in each.values()]) for each in (expected, found))
     assert two.dtype == torch.float32 and float(F.cosine_similarity(one, two, dim=0)) > 0.98
     assert math.isfinite(other)
+    assert 0 < float((exact.experts[0].fit.teacher.values - rounded.experts[0].fit.teacher.values).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize(
+    "kind, precision, short, expected",
+    [
+        ("vit", "bfloat16", 128, True),
+        ("gpt2", "bfloat16", 128, True),
+        ("gpt2", "bfloat16", 2, False),
+        ("vit", "float32", 128, False),
+    ],
+)
+def test_few_tokens_attend_step_by_step(folder, monkeypatch, kind, precision, short, expected):
+    """In bfloat16 on a processor, where a gradient is wanted; experts and held-out inputs are asked the fused kernel."""
+    asked = []
+    whole = module.sdpa_kernel
+    monkeypatch.setattr(module, "sdpa_kernel", lambda backend: asked.append(backend) or whole(backend))
+    monkeypatch.setattr(module, "_SHORT", short)
+    of = problem(folder / kind, precision=precision, tasks=fit_data.tasks(kind, 12, held_out=4), held_out=True)
+    write(of, None)
+    of.held_out()
+    assert not asked
+    gradients(of, 0)
+    assert bool(asked) == expected
