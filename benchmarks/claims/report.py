@@ -289,5 +289,6 @@ Accuracies in %, mean ± standard deviation over seeds of merging and fitting; o
 *held-out*: nothing was fitted on these inputs. *transductive*: fitted on these very inputs, without their labels, as in
 AdaMerging's and Pareto Merging's papers.
 At priority and one-hot preference a column is the model that prefers the column's task.
-**Bold**: best of its column and kind of preference by more than two standard errors (seeds and sample of test inputs).
+**Bold**: best of its column and kind of preference beyond the noise. Noise: two standard errors of the difference, of the
+seeds and of the sample of test inputs, which are compared pair by pair where both models were measured on the same.
 """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.claims import map_report, papers
 from benchmarks.claims.cells import Results
-from benchmarks.claims.numbers import Number, lead, numbers
+from benchmarks.claims.numbers import KINDS, Number, lead, numbers
 from benchmarks.claims.table import Table
 
 PM = "Pareto Merging"
@@ -32,6 +32,8 @@ SHORT = "PM, distilled, rank 16, short"
 PWE, PWE_MLP, PWE_ALL = "PWE-MoE, table 2", "PWE-MoE, paper, MLP (labels)", "PWE-MoE, paper, attention + MLP (labels)"
 PWE_EPO = "PWE-MoE EPO, paper, MLP (labels)"
 PAPER, PAPER_TIES = "AdaMerging + PM, paper", "AdaMerging + TIES + PM, paper"
+DISTILLED, STEERED = "PM, distilled, rank 16", "steered, distilled, rank 16"
+OURS = "none: a question of ours"
 CLAIMS = [
     Claim("Task Arithmetic is better than weight averaging", f"{PM}, table 2", (TA, "equal"), ("weight averaging", "equal")),
     Claim("TIES is better than Task Arithmetic", f"{PM}, table 2", (TIES, "equal"), (TA, "equal")),
@@ -71,6 +73,23 @@ CLAIMS = [
           (f"{SHORT}, outer-2", "priority"), "e"),
     Claim("A higher rank is better (32 against 2)", f"{PM}, figure 6", ("PM, distilled, rank 32, short", "priority"),
           ("PM, distilled, rank 2, short", "priority"), "e"),
+    *(Claim(f"Pareto Merging distilled from the experts is better than by the paper's entropy, at {KINDS[kind]} preference",
+            OURS, (DISTILLED, kind), (PAPER, kind)) for kind in ("equal", "priority")),
+    Claim("Pareto Merging, distilled, at equal preference is better than RegMean", OURS, (DISTILLED, "equal"),
+          ("RegMean", "equal")),
+    Claim("Pareto Merging, distilled, at equal preference is better than AdaMerging, distilled", OURS, (DISTILLED, "equal"),
+          ("AdaMerging, distilled", "equal")),
+    *(Claim(f"Pareto Merging without data on Task Arithmetic λ 1/K is better than Rewarded Soups, at {KINDS[kind]} preference",
+            OURS, ("PM on TA λ 1/K, all matrices", kind), ("Rewarded Soups", kind)) for kind in ("priority", "only")),
+    *(Claim(f"Steered sets are better than Rewarded Soups, at {KINDS[kind]} preference", OURS, (STEERED, kind),
+            ("Rewarded Soups", kind)) for kind in ("equal", "priority", "only")),
+    Claim("Steered sets are better than Pareto Merging at the same rank, at priority preference", OURS, (STEERED, "priority"),
+          (DISTILLED, "priority")),
+    Claim("ReACT improves Task Arithmetic at equal preference", OURS, ("ReACT on TA λ 1/K", "equal"),
+          ("Task Arithmetic, λ 1/K", "equal")),
+    Claim("ReACT improves Pareto Merging at equal preference", OURS, ("ReACT on PM, distilled", "equal"), (DISTILLED, "equal")),
+    Claim("ReACT improves Rewarded Soups at priority preference", OURS, ("ReACT on Rewarded Soups", "priority"),
+          ("Rewarded Soups", "priority")),
 ]  # fmt: skip
 
 
@@ -113,7 +132,7 @@ def _side(table: Table, results: Results, side: Side, use: str) -> Number | None
 
 
 def section(tables: Sequence[Table], results: Results) -> str:
-    """A table of all verdicts, those that do not hold first."""
+    """How many hold, and a table of all verdicts, those that do not hold first."""
     by_name = {table.name: table for table in tables}
     rows = []
     for verdict in verdicts(by_name, results):
@@ -123,11 +142,18 @@ def section(tables: Sequence[Table], results: Results) -> str:
     for one in map_report.comparisons(by_name, results):
         rows.append((one.text, one.where, one.theirs, one.ours, one.use, word(one.gain, one.noise)))
     order = ["**does not hold**", "within the noise", "holds"]
-    lines = ["| claim | in the paper | | here | measured on | |", "|---" * 6 + "|"]
+    counts = {word: sum(row[-1] == word for row in rows) for word in order}
+    lines = [f"Of {len(rows)} comparisons {', '.join(f'{n} {_COUNTED[word]}' for word, n in counts.items())}.", ""]
+    lines += ["| claim | in the paper | | here | measured on | |", "|---" * 6 + "|"]
     lines += [f"| {' | '.join(row)} |" for row in sorted(rows, key=lambda row: order.index(row[-1]))]
     return "\n".join(lines) if rows else "Nothing is measured yet."
 
 
+_COUNTED = {"**does not hold**": "do not hold", "within the noise": "are within the noise", "holds": "hold"}
+
+
 def _theirs(claim: Claim) -> str:
+    if claim.where == OURS:
+        return ""
     values = [papers.average(*side, claim.table) for side in (claim.better, claim.worse)]
     return " against ".join(values) if all(values) else "a figure"

@@ -205,7 +205,8 @@ def test_every_claim_names_rows_that_are_measured_and_rows_of_the_papers():
     for claim in verdicts.CLAIMS:
         known = {cell.method.name for cell in every[claim.table].cells}
         assert {claim.better[0], claim.worse[0]} <= known, claim
-        assert (claim.table == "e") == (verdicts._theirs(claim) == "a figure"), claim
+        theirs = verdicts._theirs(claim)
+        assert (claim.table == "e") == (theirs == "a figure") and (claim.where == verdicts.OURS) == (theirs == ""), claim
 
 
 def test_the_footing_of_a_soup(suite, tmp_path):
