@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import model_card
@@ -339,25 +340,18 @@ class Front:
 
     def metrics(self, preference: Preference) -> list[dict[str, Any]]:
         """What is known of θ(γ): task, metric, value, and how it is known (measured on …, or interpolated)."""
-        from paretomerge.report.tables import measured  # it looks at fronts, so it is above this module
+        from paretomerge.report.tables import measured, metrics_of  # it looks at fronts, so it is above this module
 
         known = measured(self.measured, self.tasks, self.pareto_set.method)
-        return [
-            {
-                "task": task,
-                "metric": known.metrics[task].name,
-                "value": value,
-                "how": f"measured, {known.metrics[task].split}" if exact else "interpolated between measured preferences",
-            }
-            for task, (value, exact) in known.at(self.pareto_set.preference(preference).tolist()).items()
-        ]
+        return metrics_of(known, self.pareto_set.preference(preference).tolist())
 
     def card(self) -> str:
         """The front's model card."""
         from paretomerge.report.tables import card_table
 
         table = card_table(self.measured, self.tasks, self.pareto_set.method)
-        return model_card({**self.provenance(), "kind": "front", "table": table})
+        equal = preferences.equal(len(self.tasks))
+        return model_card({**self.provenance(), "kind": "front", "table": table, "metrics": self.metrics(equal)})
 
     def head(self, task: str) -> Head:
         """The head of one task (see ``head_of``)."""

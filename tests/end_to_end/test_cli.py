@@ -388,6 +388,43 @@ def test_cards_tell_what_was_measured(cli, zoo):
                 assert index[0]["results"][0]["metrics"][0]["value"] == pytest.approx(value)
 
 
+def test_the_index_of_a_fronts_card_is_of_the_model_in_its_folder(cli, zoo):
+    cli("fit", *zoo.flags("llama"), "-o", "front")
+    card = cli.here / "front" / "README.md"
+    whole = card.read_text()
+    facts = yaml.safe_load(whole.split("---\n", 2)[1])
+    assert "model-index" not in facts
+    card.write_text(whole.replace("tags:\n", "license: mit\ntags:\n", 1))
+
+    def values() -> dict[str, float] | None:
+        _, metadata, text = card.read_text().split("---\n", 2)
+        known = yaml.safe_load(metadata)
+        assert (
+            known["license"] == "mit"
+            and text.startswith("\n# Merged by")
+            and set(known) - {"license", "model-index"} == set(facts)
+        )
+        if "model-index" not in known:
+            return None
+        (index,) = known["model-index"]
+        return {one["task"]["name"]: one["metrics"][0]["value"] for one in index["results"]}
+
+    row = {"method": "pareto-merging", "metric": "accuracy", "split": "held-out", "seed": 0}
+    record(cli.here / "front", [row | {"preference": "only:a", "task": "a", "value": 0.9}])
+    assert values() is None, "measured elsewhere"
+    for a, b in ((0.5, 0.6), (0.7, 0.8)):
+        record(cli.here / "front", [row | {"preference": "equal", "task": t, "value": v} for t, v in (("a", a), ("b", b))])
+        assert values() == {"a": a, "b": b}
+    assert load_front(cli.here / "front").card().count("value: 0.7") == 1
+    mine = card.read_text().replace("pareto-merging merge", "my model")
+    card.write_text(mine)
+    record(cli.here / "front", [row | {"preference": "equal", "task": "a", "value": 0.1}])
+    assert values() == {"a": 0.7, "b": 0.8}, "an index that somebody wrote"
+    card.write_text("No metadata.\n")
+    record(cli.here / "front", [row | {"preference": "equal", "task": "a", "value": 0.2}])
+    assert card.read_text() == "No metadata.\n"
+
+
 def test_model_cards(cli, zoo, tmp_path, monkeypatch):
     """Metadata that the hub reads, whatever the paths look like, and a command that runs."""
     odd = tmp_path / "it's: 70 % #1"

@@ -15,7 +15,7 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.directions import larger_is_better
 from paretomerge.evaluation.metrics import non_dominated
 from paretomerge.evaluation.results import Row
-from paretomerge.export.card import METRICS
+from paretomerge.export.card import renewed
 from paretomerge.front import FACTS
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.writing import replace_json, write_text
@@ -122,17 +122,15 @@ def record(folder: str | Path, rows: Iterable[Row]) -> None:
 
 def _renew_card(card: Path, facts: Mapping[str, Any], rows: list[Any]) -> None:
     """Bring the metrics of a front's card up to date, and leave the rest of it, which people edit, alone."""
-    from paretomerge.report.tables import card_table
+    from paretomerge.report.tables import card_table, measured, metrics_of
 
     try:
         text = card.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return
-    before, begins, rest = text.partition(METRICS[0])
-    _, ends, after = rest.partition(METRICS[1])
-    if begins and ends:
-        table = card_table(rows, facts["tasks"], facts["method"])
-        write_text(card, "\n".join([before + begins, *table, ends + after]))
+    tasks, method = facts["tasks"], facts["method"]
+    metrics = metrics_of(measured(rows, tasks, method), preferences.equal(len(tasks)))
+    write_text(card, renewed(text, method, card_table(rows, tasks, method), metrics))
 
 
 class _Point(NamedTuple):

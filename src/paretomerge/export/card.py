@@ -19,8 +19,9 @@ def model_card(provenance: Mapping[str, Any]) -> str:
 
     Args:
         provenance: method, settings, sources, versions; ``preference`` of a pick; ``kind`` ``"front"``; ``metrics``: lines
-            {task, metric, value, how} of a model, for the table and the hub's model index; ``table``: of a front, the lines
-            of its table as ``metrics_table`` makes them; ``adapter_of``: of an adapter, the model that it is for.
+            {task, metric, value, how} of a model (of a front, the one at equal preference that its folder is), for the table
+            and the hub's model index; ``table``: of a front, the lines of its table as ``metrics_table`` makes them;
+            ``adapter_of``: of an adapter, the model that it is for.
     """
     sources = provenance.get("sources", {})
     base = sources.get("base", {}).get("path")
@@ -77,19 +78,50 @@ def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
     if ids:  # folders of this machine are in the card's table: the hub refuses a base_model that is none of its own
         lines += ["base_model:", *(f"- {name}" for name in ids)]
         lines += [f"base_model_relation: {'adapter' if adapter_of else 'merge'}"]
+    return lines + _index(str(provenance.get("method")), provenance.get("metrics", []))
+
+
+def _index(method: str, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The lines of the hub's model index: what was measured, an interpolated number is no result."""
     results = [
         {
             "task": {"type": "other", "name": m["task"]},
             "dataset": {"type": "custom", "name": m["task"]},
             "metrics": [{"type": m["metric"], "value": m["value"], "verified": False}],
         }
-        for m in provenance.get("metrics", [])
-        if str(m["how"]).startswith("measured")  # an interpolated number is no result
+        for m in metrics
+        if str(m["how"]).startswith("measured")
     ]
-    if results:
-        index = [{"name": f"{provenance.get('method')} merge", "results": results}]
-        lines += yaml.safe_dump({"model-index": index}, allow_unicode=True, sort_keys=False).splitlines()
-    return lines
+    if not results:
+        return []
+    index = [{"name": f"{method}{_OURS}", "results": results}]
+    return str(yaml.safe_dump({"model-index": index}, allow_unicode=True, sort_keys=False)).splitlines()
+
+
+_OURS = " merge"
+"""How the name of an index ends that we wrote."""
+
+
+def renewed(card: str, method: str, table: Sequence[str], metrics: Sequence[Mapping[str, Any]]) -> str:
+    """A front's card with other numbers in its table and its model index; all else, which people edit, stays.
+
+    Args:
+        card: its text.
+        method: of the front.
+        table: lines of ``metrics_table``.
+        metrics: of the model at equal preference, as ``model_card`` takes them.
+    """
+    before, begins, rest = card.partition(METRICS[0])
+    _, ends, after = rest.partition(METRICS[1])
+    if begins and ends:
+        card = "\n".join([before + begins, *table, ends + after])
+    if not (found := re.match(r"---\n(.*?)^---\n", card, re.DOTALL | re.MULTILINE)):
+        return card
+    ours = rf"^model-index:\n- name: [^\n]*{_OURS}['\"]?\n(?:[ -][^\n]*\n)*"
+    metadata = re.sub(ours, "", found[1], flags=re.MULTILINE)
+    if re.search(r"^model-index:", metadata, re.MULTILINE):  # somebody's own
+        return card
+    return "---\n" + metadata + "".join(f"{line}\n" for line in _index(method, metrics)) + card[found.end(1) :]
 
 
 def _cached(path: str) -> str | None:

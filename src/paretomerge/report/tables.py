@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -212,6 +212,19 @@ def card_table(rows: Iterable[Row], tasks: Sequence[str], method: str) -> list[s
     models += [*known.others, *(Point(f"expert {task}", (), values) for task, values in known.experts.items())]
     cells = [(p.name, [known.metrics[t].text(p.values[t]) if t in p.values else "–" for t in known.shown]) for p in models]
     return metrics_table({task: f"{known.metrics[task].name}, {known.metrics[task].split}" for task in known.shown}, cells)
+
+
+def metrics_of(known: Measured, gamma: Sequence[float]) -> list[dict[str, Any]]:
+    """What is known of θ(γ), as ``export.card.model_card`` takes it: task, metric, value, and how it is known."""
+    return [
+        {
+            "task": task,
+            "metric": known.metrics[task].name,
+            "value": value,
+            "how": f"measured, {known.metrics[task].split}" if exact else "interpolated between measured preferences",
+        }
+        for task, (value, exact) in known.at(gamma).items()
+    ]
 
 
 def title(front: Front) -> str:
