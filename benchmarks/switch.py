@@ -1,6 +1,6 @@
 """Moving a live model from one preference to the next, in place (`front.apply_`), beside what memory allows.
 
-    .venv/bin/python benchmarks/switch.py                # GPT-2's size, 4 tasks, rank 16, every matrix of every block
+    .venv/bin/python benchmarks/switch.py                # GPT-2's size, 4 tasks, rank 16, every block's matrices
     .venv/bin/python benchmarks/switch.py --small        # does it run?
 
 Weights and factors are random: the work is the same for any. The floor is one in-place `addmm_` of given factors into each
@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from statistics import median
+from typing import Any
 
 import torch
 import transformers
@@ -49,17 +50,9 @@ def clocked(call) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--k", type=int, default=4)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--small", action="store_true")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    front = made(given.k, given.rank, getattr(torch, given.dtype), given.small)
+def measured(given: argparse.Namespace, dtype: str) -> dict[str, Any]:
+    """Milliseconds of the floor and of `apply_`."""
+    front = made(given.k, given.rank, getattr(torch, dtype), given.small)
     model = front.model("equal")
     gammas = torch.distributions.Dirichlet(torch.ones(given.k)).sample((given.rounds,)).tolist()
     front.apply_(model, gammas[0])
@@ -77,7 +70,6 @@ def main() -> None:
     for gamma in gammas:
         times["floor"].append(clocked(floor))
         times["apply_"].append(clocked(lambda gamma=gamma: front.apply_(model, gamma)))
-    entries = sum(p.numel() for p in varying)
     found = {
         name: {
             "ms, median": round(1000 * median(wall for wall, _ in each), 1),
@@ -86,7 +78,19 @@ def main() -> None:
         }
         for name, each in times.items()
     }
-    print(json.dumps({**vars(given), "varying": len(varying), "entries": entries, **found}, indent=2))
+    return {"dtype": dtype, "varying": len(varying), "entries": sum(p.numel() for p in varying), **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--k", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--small", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    print(json.dumps({**vars(given), "runs": [measured(given, dtype) for dtype in ("float32", "bfloat16")]}, indent=2))
 
 
 if __name__ == "__main__":
