@@ -98,6 +98,8 @@ class Method:
     """The seed matters."""
     fitted: bool = False
     """Sees the inputs to fit on."""
+    once: bool = False
+    """One seed has to do: it costs much, or the seed decides little."""
     models: int = 1
     """How many whole models are stored (a soup: one, and a task vector for every expert)."""
 
@@ -203,7 +205,7 @@ def on_data(name: str, method: str) -> Method:
     def make(on: Bench, seed: int) -> Front:
         return on.single(solid(api.merge(on.experts, method, data=on.inputs, seed=seed)))
 
-    return Method(name, make, {"method": method}, seeded=True, fitted=True)
+    return Method(name, make, {"method": method}, seeded=True, fitted=True, once=True)
 
 
 def searched(name: str, method: str, **options: Any) -> Method:
@@ -226,7 +228,7 @@ def corrected(name: str, start: Method) -> Method:
         return api.fit(on.experts, "react", data=on.inputs, on=inner, hashes=False, seed=seed, precision=PRECISION)
 
     settings = {"method": "react", "on": [start.name, start.settings], "precision": PRECISION}
-    return Method(name, make, settings, front=True, seeded=True, fitted=True)
+    return Method(name, make, settings, front=True, seeded=True, fitted=True, once=True)
 
 
 def one_over_k(on: Bench) -> float:
@@ -272,8 +274,8 @@ PM = fitted("PM, distilled, rank 16", steps=STEPS)
 STEERED = fitted("steered, distilled, rank 16", "steered", steps=STEPS)
 PWE = fitted("PWE-MoE, distilled, attention + MLP", "pwe-moe", steps=STEPS)
 PWE_PAPER = fitted("PWE-MoE, paper, MLP (labels)", "pwe-moe", preset="paper", steps=STEPS, labels=True)
-TRAINED = fitted("multi-task training (labels)", "training", steps=STEPS, labels=True, batch=16, lr=4e-4)
-MAP = searched("MAP, 100 evaluations", "map", evaluations=100, batch_size=FEW)
+TRAINED = replace(fitted("multi-task training (labels)", "training", steps=STEPS, labels=True, batch=16, lr=4e-4), once=True)
+MAP = replace(searched("MAP, 100 evaluations", "map", evaluations=100, batch_size=FEW), once=True)
 MAP_TWO = searched("MAP, 30 evaluations", "map", evaluations=30, batch_size=FEW)
 REACT = [
     corrected("ReACT on TA λ 1/K", SINGLE[2]),

@@ -39,5 +39,5 @@ def cells_of(
         for use in uses
         for seed in SEEDS[mode][:seeds]
         for method in chosen
-        if (use == "held-out" or method.fitted) and (method.seeded or seed == 0)
+        if (use == "held-out" or method.fitted) and (seed == 0 or (method.seeded and not method.once))
     ]
