@@ -124,8 +124,8 @@ def gd_igd(direct: Found, run: Found) -> tuple[float, float]:
 
 NAMES = {
     "the experts": "Single task models", "weight averaging": "Model soups", "Task Arithmetic, λ 0.3": "Task Arithmetic",
-    "TIES, λ 1": "TIES-merging", "DARE + TA, λ 0.3": "DARE-TA", "DARE + TIES": "DARE-TIES", "DELLA": "DELLA-Merging",
-    "Rewarded Soups": "TA with preference as weights",
+    "TIES, λ 1": "TIES-merging", "DARE + TA, λ 0.3": "DARE-TA", "DARE + TIES, λ 0.3": "DARE-TIES",
+    "DELLA, λ 0.3": "DELLA-Merging", "Rewarded Soups": "TA with preference as weights",
     "AdaMerging + TIES": "Ada-Merging +  + ", "multi-task training (labels)": "MTL", "MAP": "LocMAP",
 }  # fmt: skip
 """Our row -> that of MAP's table 4."""
@@ -215,7 +215,7 @@ def _theirs(name: str, n: int, table: str = "") -> str:
 
 
 BETTER = [
-    (MAP, "Task Arithmetic, λ 0.3", 8), (MAP, "TIES, λ 1", 8), (MAP, "DARE + TIES", 8), (MAP, "DELLA", 8),
+    (MAP, "Task Arithmetic, λ 0.3", 8), (MAP, "TIES, λ 1", 8), (MAP, "DARE + TIES, λ 0.3", 8), (MAP, "DELLA, λ 0.3", 8),
     (MAP, "AdaMerging + TIES", 8), (MAP, "Rewarded Soups", 8), (MAP, "TIES, λ 1", 4), (MAP, "Rewarded Soups", 4),
     (MAP, "Rewarded Soups", 2), ("nested MAP", "Task Arithmetic, λ 0.3", 8), ("nested MAP", "DARE + TA, λ 0.3", 8),
     (MAP, "nested MAP", 8),

@@ -118,7 +118,11 @@ def weighed(mode: str) -> Table:
 
 
 SINGLES = ("weight averaging", "Task Arithmetic, λ 0.3", "TIES, λ 1", "DARE + TA, λ 0.3")
-DROPPED = [methods.merged("DARE + TIES", "dare_ties", seeded=True), methods.merged("DELLA", "della", seeded=True)]
+DROPPED = [
+    methods.merged("DARE + TIES, λ 0.3", "dare_ties", scale=0.3, seeded=True),
+    methods.merged("DELLA, λ 0.3", "della", scale=0.3, seeded=True),
+]
+"""λ as of Task Arithmetic: what is left of a task vector is enlarged, and λ 1 is far too much."""
 
 
 def languages(mode: str) -> Table:

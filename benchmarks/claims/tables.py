@@ -24,7 +24,8 @@ def accuracy(mode: str) -> Table:
     cells += cells_of(vision.suite(), methods.BY_PREDICTIONS, mode, ["transductive"])
     note = (
         f"Fits run {methods.STEPS} steps. `paper`: the paper's settings (`--preset paper`), but for lr {methods.LR}, which is "
-        "to make up for fewer steps, as in AdaMerging. Last column: the paper's mean, of CLIP ViT-B/32 on eight other tasks."
+        "to make up for fewer steps, as in AdaMerging; multi-task training has as few, and is far from its end. Last column: "
+        "the paper's mean, of CLIP ViT-B/32 on eight other tasks."
     )
     return Table("a", "Eight image tasks: accuracy", "Pareto Merging, table 2", cells, note=note)
 
