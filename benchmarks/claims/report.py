@@ -191,7 +191,7 @@ def line_figure(table: Table, results: Results, path: Path) -> bool:
     from matplotlib import pyplot
 
     tasks = table.cells[0].names
-    drawn = False
+    drawn, number = False, 0
     with pyplot.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
         for cell in table.cells:
@@ -203,10 +203,12 @@ def line_figure(table: Table, results: Results, path: Path) -> bool:
             if cell.method.name == "the experts":
                 axes.axvline(curve[-1][0], color="0.8", linewidth=1, zorder=0)
                 axes.axhline(curve[0][1], color="0.8", linewidth=1, zorder=0)
-            elif len(curve) == 1:
-                axes.plot(*zip(*curve, strict=True), marker="*", markersize=12, linestyle="none", label=cell.method.name)
-            else:
-                axes.plot(*zip(*curve, strict=True), marker="o", markersize=4, linewidth=1.2, label=cell.method.name)
+                continue
+            marker, colour = MARKERS[number % len(MARKERS)], f"C{number % 10}"  # for eyes that see fewer colours, too
+            number += 1
+            single = {"markersize": 10, "linestyle": "none", "markeredgecolor": "black"}
+            style = single if len(curve) == 1 else {"markersize": 4, "linewidth": 1.2}
+            axes.plot(*zip(*curve, strict=True), marker=marker, color=colour, label=cell.method.name, **style)
         axes.set_xlabel(f"{tasks[0]}: held-out accuracy, %")
         axes.set_ylabel(f"{tasks[1]}: held-out accuracy, %")
         axes.set_title("eleven preferences; grey: the experts")
@@ -229,6 +231,7 @@ def routing_figures(table: Table, results: Results, folder: Path) -> Iterator[st
             yield f"![{cell.method.name}: {table.title}](results/{path.name})\n"
 
 
+MARKERS = "osD^vP*X<>ph"
 LAYOUTS = {
     "accuracy": accuracy, "cost": cost, "unseen": unseen, "line": line, "spread": spread, "training": training,
     "routing": routing,
