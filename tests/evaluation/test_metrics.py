@@ -62,6 +62,12 @@ def test_hypervolume_of_a_quarter_circle():
     assert m.hypervolume([[2.0, 2.0]], [1, 1]).value == 0  # not better than the reference
 
 
+def test_hypervolume_in_one_dimension():
+    assert m.hypervolume([[3.0], [1.0], [2.0], [1.0]], [4]) == m.Hypervolume(3.0, (4.0,), True)
+    assert m.hypervolume([[3.0], [1.0]], [0], maximise=True).value == 3
+    assert m.hypervolume([[3.0]], [2]).value == 0
+
+
 def test_hypervolume_in_seven_dimensions():
     rng = np.random.default_rng(0)
     few = rng.random((20, 7))

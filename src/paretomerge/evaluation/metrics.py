@@ -88,7 +88,10 @@ def hypervolume(points: ArrayLike, reference: ArrayLike, *, maximise: Maximise =
     ref = _smaller_is_better(at[None], maximise)[0]
     x = x[non_dominated(x)]
     exact = x.shape[1] <= _EXACT_TO or len(x) <= _EXACT_POINTS
-    value = moocore.hypervolume(x, ref=ref) if exact else moocore.hv_approx(x, ref=ref, seed=seed)
+    if x.shape[1] == 1:  # a length, of which older moocore makes a crash
+        value = np.max(ref - x, initial=0.0)
+    else:
+        value = moocore.hypervolume(x, ref=ref) if exact else moocore.hv_approx(x, ref=ref, seed=seed)
     return Hypervolume(float(value), tuple(at.tolist()), exact)
 
 
