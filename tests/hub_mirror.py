@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import datasets
 import numpy as np
+import pytest
 import torch
 import transformers as hf
 from PIL import Image
@@ -17,6 +17,8 @@ from torch import Tensor
 
 import tiny
 from paretomerge.evaluation.dataspec import read_prompts
+
+datasets = pytest.importorskip("datasets")
 
 PAPERS = Path(__file__).parents[1] / "examples" / "papers"
 IMAGES = {

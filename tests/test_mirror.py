@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import datasets
 import pytest
 
 import tiny
@@ -15,8 +14,6 @@ from paretomerge.weights.checkpoint import local, open_checkpoint
 @pytest.fixture
 def mirror(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "hub"))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
     return tmp_path / "hub"
 
 
@@ -28,8 +25,11 @@ def test_models_are_found_in_it(mirror):
         local("org/other")
 
 
-def test_data_sets_are_found_in_it(mirror):
+def test_data_sets_are_found_in_it(mirror, tmp_path, monkeypatch):
     """As the hub has them: parquet files, and in README.md which of them are which configuration's splits."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
     folder = mirror / "datasets" / "org" / "name"
     lines = ["---", "configs:"]
     for subset in ("one", "two"):

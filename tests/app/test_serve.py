@@ -20,6 +20,7 @@ from paretomerge.errors import UserError
 @pytest.fixture(scope="module")
 def get(tmp_path_factory) -> Iterator[Callable[..., tuple[int, Message, str]]]:
     """``get(path, host=…)``: status, headers and text."""
+    pytest.importorskip("gradio")
     with explored(fronts.front(tmp_path_factory.mktemp("front")).folder) as address:
         port = int(address.rstrip("/").rpartition(":")[2])
 

@@ -4,7 +4,6 @@ import json
 import sys
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
@@ -38,6 +37,7 @@ def seen(inputs: Inputs | None) -> list[tuple]:
 
 def test_prompts_in_a_file(tmp_path: Path, folder: Path) -> None:
     """Classes and templates of a zero-shot head; labels by their names, or by their numbers where the names differ."""
+    datasets = pytest.importorskip("datasets")
     file = tmp_path / "prompts.yaml"
     file.write_text("classes: [a red thing, green, blue]\ntemplates: ['a photo of {}', 'the {}']\n")
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["red", "green", "blue"])})

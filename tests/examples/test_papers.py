@@ -6,7 +6,6 @@ import runpy
 import shutil
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, CLIPModel
@@ -22,6 +21,8 @@ from paretomerge.opening import load_front
 from paretomerge.recipe import combined
 from paretomerge.report.published import _all, figures_of, slug
 from paretomerge.weights.experts import load_experts
+
+datasets = pytest.importorskip("datasets")
 
 RECIPES = sorted(path.relative_to(PAPERS).as_posix() for path in PAPERS.rglob("*.yaml") if path.parent.name != "prompts")
 FITS = [name for name in RECIPES if "/" in name]
