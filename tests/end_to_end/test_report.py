@@ -16,7 +16,7 @@ from paretomerge.report.tables import measured
 def test_report(cli, tmp_path):
     fronts.front(tmp_path, ("a", "b", "c"))
     said = json.loads(cli("report", tmp_path / "front", "-o", "out/r.html", "--figures", "figs", "--json"))
-    assert said["output"] == "out/r.html" and 4e6 < said["bytes"]["out/r.html"] < 6e6
+    assert said["output"] == "out/r.html" and 3e6 < said["bytes"]["out/r.html"] < 6e6  # most of it plotly.js
     names = {file.name for file in (cli.here / "figs").iterdir()}
     assert {"front.png", "front.pdf", "parallel.pdf", "radar-one-hot.png", "layers.pdf"} <= names
     assert (cli.here / "figs" / "front.png").read_bytes().startswith(b"\x89PNG")
