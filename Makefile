@@ -8,12 +8,19 @@ PY ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOWEST := .venv-lowest
+
+# What touches the interfaces of the dependencies: files, models, adapters, the command line, searches, solvers, figures, doctests.
+# The rest of the suite is arithmetic on tensors, and torch is the same in both environments.
+INTERFACES := src tests/app tests/evaluation tests/report tests/search tests/weights $(wildcard tests/test_*.py) \
+	$(patsubst %,tests/fitting/test_%.py,epo scalarization on_data) \
+	$(patsubst %,tests/end_to_end/test_%.py,adapters architectures cli lora_experts python report)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-lowest test-app lint format types docs peers bench claims claims-quick clean
+.PHONY: help demo test test-slow test-lowest test-lowest-quick test-app lint format types docs peers bench claims claims-quick clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PY)" || { echo "No Python >= 3.11 with venv and pip found; name one: make PY=/path/to/python3.11" >&2; exit 1; }
@@ -30,11 +37,17 @@ demo: $(READY)  ## run the whole job on the models and data in the package
 test: $(READY)  ## the test suite, without the slow tests
 	$(BIN)/python -m pytest -n 2
 
-test-lowest:  ## the test suite with the lowest versions that pyproject.toml allows, in an environment of its own
-	test -x .venv-lowest/bin/python || $(PY) -m venv .venv-lowest
-	@.venv-lowest/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e '.[lora]' \
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PY) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e '.[lora]' \
 		pytest pytest-xdist hypothesis
-	.venv-lowest/bin/python -m pytest -n 2
+	@touch $@
+
+test-lowest: $(LOWEST)/.ready  ## the test suite with the lowest versions that pyproject.toml allows, in an environment of its own
+	$(LOWEST)/bin/python -m pytest -n 2
+
+test-lowest-quick: $(LOWEST)/.ready  ## of it, what touches the interfaces of the dependencies
+	$(LOWEST)/bin/python -m pytest -n 2 $(INTERFACES)
 
 test-slow: $(READY)  ## the slow tests alone
 	$(BIN)/python -m pytest -m slow
@@ -71,5 +84,5 @@ claims-quick: $(READY)  ## the same with few inputs, few steps and one seed: whe
 	$(BIN)/python -m benchmarks.claims.run --quick
 
 clean:  ## remove the environment, caches and builds
-	rm -rf $(VENV) .venv-lowest build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
