@@ -1,13 +1,13 @@
 """What the commands will need of memory and disk, from headers alone: estimates, with their formulas in docs/large-models.md.
 
     merge               L + 2 T + A
-    fit, closed form    L + 2 T + A + F + c (K + 1) 4 min(t, 2²⁰)
+    fit, closed form    L + A + F + 2 T + D + c (K + 1) 4 min(t, 2²⁰)
     fit on data         L' + A + max(4 P b, 4 P + 4 N + 4 N [base not fp32] + V + 3 F)
 
 L, L' libraries; T largest tensor in fp32 and t its entries; A adapters as they are read; P, N parameters of the model, and
-those that are merged; b = 2, with heads 3, copies while the models are built; F low-rank factors in fp32; V the task vectors:
-4 K N, 2 K N in bf16, or the LoRA factors alone in fp32. Activations come on top. Mapped files do not count: the system drops
-their pages when memory is short.
+those that are merged; c targets that are decomposed at a time, D their task vectors in fp32; b = 2, with heads 3, copies while
+the models are built; F low-rank factors in fp32; V the task vectors: 4 K N, 2 K N in bf16, or the LoRA factors alone in fp32.
+Activations come on top. Mapped files do not count: the system drops their pages when memory is short.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from paretomerge.errors import UserError
+from paretomerge.fitting.closed_form import at_a_time
 from paretomerge.sets.targets import choose_targets
 from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.experts import Experts
@@ -54,7 +55,8 @@ def estimates(experts: Experts) -> list[Estimate]:
     written = 4 * sum(f.down.numel() + f.up.numel() for f in factors) if experts.factored else model
     streaming = _LIBRARIES + 8 * largest + adapters + whole
     attention, every = (_low_rank(experts, targets) for targets in ("attention", "all"))
-    slices = 0 if experts.factored else 4 * (k + 1) * min(largest, _SLICE)
+    side_by_side, deviations = (0, 0) if experts.factored else _decomposed(experts)
+    slices = deviations + side_by_side * 4 * (k + 1) * min(largest, _SLICE)
     found = [
         Estimate("merge", streaming, read, model),
         Estimate("fit, closed form", streaming + attention + slices, read, written + attention),
@@ -72,6 +74,14 @@ def estimates(experts: Experts) -> list[Estimate]:
         memory = _WITH_MODELS + adapters + whole + max(building, running + vectors)
         found.append(Estimate(what, memory, read, written + every))
     return found
+
+
+def _decomposed(experts: Experts) -> tuple[int, int]:
+    """How many targets are decomposed at a time, and the bytes of their task vectors that are kept meanwhile."""
+    try:
+        return at_a_time(experts, choose_targets(experts.infos, experts.merged, "attention"))
+    except UserError:  # no matrix that fits
+        return 0, 0
 
 
 def _low_rank(experts: Experts, targets: str) -> int:

@@ -17,12 +17,13 @@ from paretomerge.evaluation.results import Row
 from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import write_companions, write_model
 from paretomerge.export.lora import adapter_files, write_lora
-from paretomerge.provenance import hashes_of, sources_of, versions
+from paretomerge.provenance import Sources, sources_of, versions
 from paretomerge.sets.pareto_set import ParetoSet, Preference
 from paretomerge.weights.adapted import Adapted, Pair
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.hashing import hashed_meanwhile, hashes_of
 from paretomerge.weights.heads import Head, head_of, heads_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import build_model
@@ -166,7 +167,8 @@ class Front:
                 write_json(temporary / "adapter_config.json", adapter[1])
                 write_companions(temporary, {}, self.companions, self.pareto_set.base)
             else:
-                write_shards(self.pareto_set.base, temporary, shard_bytes=shard_bytes, progress=progress)
+                with hashed_meanwhile(self.sources.files if isinstance(self.sources, Sources) else ()):
+                    write_shards(self.pareto_set.base, temporary, shard_bytes=shard_bytes, hashed=True, progress=progress)
                 write_companions(temporary, self.config, self.companions, self.pareto_set.base)
             write_safetensors(tensors, temporary / TENSORS, progress=progress)
             heads = {}
@@ -185,7 +187,7 @@ class Front:
                     "settings": self.pareto_set.settings,
                     "set": facts,
                     "heads": heads,
-                    "sources": self.sources,
+                    "sources": dict(self.sources),
                     "files": {
                         file.relative_to(temporary).as_posix(): found
                         for file, found in hashes_of(temporary.rglob("*.safetensors")).items()
@@ -336,7 +338,7 @@ class Front:
             facts["preference"] = dict(zip(self.tasks, gamma, strict=True))
             if metrics := self.metrics(gamma):
                 facts["metrics"] = metrics
-        return {**facts, "sources": self.sources, "versions": versions()}
+        return {**facts, "sources": dict(self.sources), "versions": versions()}
 
     def metrics(self, preference: Preference) -> list[dict[str, Any]]:
         """What is known of θ(γ): task, metric, value, and how it is known (measured on …, or interpolated)."""
@@ -369,6 +371,6 @@ def front_of(pareto_set: ParetoSet, experts: Experts, *, hashes: bool = True) ->
         pareto_set,
         base.config if isinstance(base, Checkpoint) else {},
         heads_of(experts),
-        sources_of(experts, hashes=hashes),
+        Sources(experts) if hashes else sources_of(experts, hashes=False),
         path if path and path.is_dir() else None,
     )

@@ -12,8 +12,8 @@ from paretomerge.evaluation.evaluators import OnTasks
 from paretomerge.evaluation.tasks import Task
 from paretomerge.front import FACTS, Front
 from paretomerge.opening import load_front
-from paretomerge.provenance import hashes_of
 from paretomerge.weights.checkpoint import open_checkpoint, read_json
+from paretomerge.weights.hashing import hashes_of
 from paretomerge.weights.writing import replace_json
 
 TOLERANCE = 1e-6

@@ -127,7 +127,7 @@ def test_a_source_that_vanishes_after_it_was_opened(zoo, tmp_path):
 
 
 def test_a_source_that_vanishes_before_it_is_hashed(zoo, tmp_path):
-    from paretomerge.provenance import hashes_of
+    from paretomerge.weights.hashing import hashes_of
 
     line_of(lambda: hashes_of([tmp_path / "gone.safetensors"]), "gone.safetensors: cannot be read (No such file or directory)")
 

@@ -220,6 +220,23 @@ def test_same_seed_same_bytes():
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_the_number_of_cores_does_not_show():
+    """Targets are decomposed side by side, on a core each: how many there are changes neither the sums nor the order."""
+    shapes = {f"{i}.q_proj.weight": (500 + i, 300) for i in range(5)}
+    found = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            found.append(pareto_merging(opened(*family(3, shapes=shapes)), rank=6).factors)
+        finally:
+            torch.set_num_threads(before)
+    for other in found[1:]:
+        assert list(other) == list(found[0])
+        for name, target in found[0].items():
+            assert all(torch.equal(part, other[name].parts()[key]) for key, part in target.parts().items()), name
+
+
 def test_progress_counts_every_entry_once():
     seen = {}
     pareto_merging(opened(*family(2)), rank=2, targets="all", progress=seen.__setitem__)

@@ -6,8 +6,10 @@ asks for the deviation D_k = Kλ (v_k − v̄), v̄ the mean task vector, so Σ_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,12 @@ from paretomerge.sets.targets import choose_targets
 from paretomerge.weights.adapted import Pair
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights, matrix_shape
+from paretomerge.weights.writing import one_thread_each
+
+Members = Sequence[tuple[str, int]]
+"""The stacked matrices of a target, by name, with their rows."""
+
+V = TypeVar("V")
 
 Slices = Callable[[], Iterator[tuple[slice, Tensor]]]
 """A pass over D of one target: (rows, D[:, rows] (K, m', n) in fp32), all rows in order."""
@@ -87,27 +95,29 @@ def pareto_merging(
     factors: dict[str, Factors] = {}
     gram = torch.zeros(n_tasks, n_tasks, dtype=torch.float64)
     energy = torch.zeros(n_tasks, dtype=torch.float64)  # ‖D_k‖² over the targets
-    for number, (target, members) in enumerate(chosen.items()):
+    kept = threading.local()
+
+    def decomposed(number: int, members: Members) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-        shape = (sum(rows for _, rows in members), experts.infos[members[0][0]].shape[1])
         if (found := thin(experts, members)) is not None:
-            a, cores, b, norms = _tucker2_of_products(found, n_tasks * lam, rank, sweeps, generator)
-        else:
-            slices = _deviations(experts, members, n_tasks * lam)
-            a, cores, b, norms = tucker2(slices, n_tasks, shape, rank, sweeps, generator)
+            return _tucker2_of_products(found, n_tasks * lam, rank, sweeps, generator)
+        slices = _deviations(experts, members, n_tasks * lam, kept)
+        return tucker2(slices, n_tasks, _shape(experts, members), rank, sweeps, generator)
+
+    for (target, members), (a, cores, b, norms) in zip(chosen.items(), _side_by_side(experts, chosen, decomposed), strict=True):
         factors[target] = Factors(a, cores.float(), b, members)
         flat = cores.flatten(1)
         gram += flat @ flat.T
         energy += norms
         if progress:
-            progress(target, n_tasks * shape[0] * shape[1])
+            progress(target, n_tasks * math.prod(_shape(experts, members)))
 
     rest = torch.zeros_like(energy)
     if scalarization == "smooth-tchebycheff":
         # what the targets cannot reach is part of S_k too: the other tensors, and D outside the subspace
         varying = {name for members in chosen.values() for name, _ in members}
         for name in (name for name in experts.merged if name not in varying):
-            rest += sum(d.double().square().sum((1, 2)) for _, d in _deviations(experts, ((name, 0),), n_tasks * lam)())
+            rest += sum(d.double().square().sum((1, 2)) for _, d in _read(experts, ((name, 0),), n_tasks * lam))
         unit = float((energy + rest).mean()) or 1.0
         mixing = tchebycheff_mixing(gram / unit, (energy + rest - gram.diagonal()) / unit, mu, alpha, beta, seed=seed)
         base, factors = folded(base, {name: _mixed(f, mixing) for name, f in factors.items()})
@@ -245,32 +255,53 @@ def _tucker2_of_products(
     return (q @ a.double()).float(), cores, (b.double() @ p.T).float(), norms
 
 
-def _deviations(experts: Experts, members: Sequence[tuple[str, int]], factor: float) -> Slices:
-    """Passes over D_k = Kλ (v_k − v̄) of the stacked members; ``factor`` is Kλ."""
+def _shape(experts: Experts, members: Members) -> tuple[int, int]:
+    """Of the stacked members."""
+    return sum(rows for _, rows in members), experts.infos[members[0][0]].shape[1]
 
-    def read() -> Iterator[tuple[slice, Tensor]]:
-        start = 0
-        for name, _ in members:
-            for rows, _, v in experts.chunks(name, entries=1 << 20):
-                d = (v - v.mean(0)).mul_(factor).float()
-                if not torch.isfinite(d.sum()) and not torch.isfinite(d).all():  # no decomposition would say where
-                    raise experts.not_finite(name)
-                yield slice(start + rows.start, start + rows.stop), d
-            start += matrix_shape(experts.infos[name].shape)[0]
 
-    entries = len(experts) * sum(experts.infos[name].numel for name, _ in members)
+def at_a_time(experts: Experts, chosen: Mapping[str, Members]) -> tuple[int, int]:
+    """How many targets are decomposed at a time, and how many bytes of their D are kept, together."""
+    largest = max((len(experts) * math.prod(_shape(experts, members)) for members in chosen.values()), default=0)
+    workers = max(1, min(torch.get_num_threads(), len(chosen), 2 * _IN_MEMORY // max(1, largest)))
+    return workers, 4 * largest * workers if largest <= _IN_MEMORY else 0
+
+
+def _side_by_side(experts: Experts, chosen: Mapping[str, Members], of: Callable[[int, Members], V]) -> Iterator[V]:
+    """``of`` each target, in order: several at a time on a core each, as many as may be kept; large ones share all cores."""
+    workers, _ = at_a_time(experts, chosen)
+    if workers < 2:
+        yield from (of(number, members) for number, members in enumerate(chosen.values()))
+        return
+    with one_thread_each(workers) as pool:
+        yield from pool.map(of, range(len(chosen)), chosen.values())
+
+
+def _deviations(experts: Experts, members: Members, factor: float, kept: threading.local) -> Slices:
+    """Passes over D of the stacked members (``_read``), and over what a thread has ``kept`` of it if that is not too large."""
+    m, n = _shape(experts, members)
+    entries = len(experts) * m * n
     if entries > _IN_MEMORY:
-        return read
-    kept: list[tuple[slice, Tensor]] = []
+        return lambda: _read(experts, members, factor)
+    room: Tensor | None = getattr(kept, "room", None)
+    if room is None or len(room) < entries:  # fresh memory for each target would cost as much as a pass over it
+        kept.room = room = torch.empty(entries)
+    whole = room[:entries].view(len(experts), m, n)
+    for rows, d in _read(experts, members, factor):
+        whole[:, rows] = d
+    return lambda: iter([(slice(0, m), whole)])
 
-    def remembered() -> Iterator[tuple[slice, Tensor]]:
-        if not kept:
-            parts = [d for _, d in read()]
-            whole = torch.cat(parts, 1)
-            kept.append((slice(0, whole.shape[1]), whole))
-        return iter(kept)
 
-    return remembered
+def _read(experts: Experts, members: Members, factor: float) -> Iterator[tuple[slice, Tensor]]:
+    """D_k = Kλ (v_k − v̄) of the stacked members in slices, valid until the next is asked for; ``factor`` is Kλ."""
+    start = 0
+    for name, _ in members:
+        for rows, _, v in experts.chunks(name, entries=1 << 20):
+            d = v.sub_(v.mean(0)).mul_(factor).float()
+            if not torch.isfinite(d.sum()) and not torch.isfinite(d).all():  # no decomposition would say where
+                raise experts.not_finite(name)
+            yield slice(start + rows.start, start + rows.stop), d
+        start += matrix_shape(experts.infos[name].shape)[0]
 
 
 def _leading(matrix: Tensor, count: int) -> Tensor:

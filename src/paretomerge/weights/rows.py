@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.weights.hashing import running
 from paretomerge.weights.lazy import TensorInfo, as_bytes, matrix_shape
+
+_PAGE = 4096
+"""Bytes of a row from which on single rows are read; of shorter ones the map brings no more."""
 
 
 class StoredRows:
@@ -29,27 +33,32 @@ class StoredRows:
             os.posix_fadvise(descriptor, start, info.nbytes, os.POSIX_FADV_SEQUENTIAL)  # fetch twice as far ahead
         self._buffer = torch.empty(0, matrix_shape(info.shape)[1], dtype=info.dtype)
         self._bytes = memoryview(b"")
+        self._running = running(file)
 
     def __getitem__(self, rows: slice) -> Tensor:
         m, n = matrix_shape(self._info.shape)
         first, last, step = rows.indices(m)
-        count, width = last - first, n * self._info.dtype.itemsize
-        if step != 1 or count >= m or not n:  # nothing is gained by a copy of it all
+        count, width = len(range(first, last, step)), n * self._info.dtype.itemsize
+        if count >= m or not n or (step != 1 and width < _PAGE):  # nothing is gained by a copy of it all
             return self._whole().reshape(m, n)[rows]
         if count > len(self._buffer):
             with torch.inference_mode(False):  # whoever reads first may be in it, and whoever reads next may not
                 self._buffer = torch.empty(count, n, dtype=self._info.dtype)
             self._bytes = memoryview(as_bytes(self._buffer))
+        together = max(1, count) if step == 1 else 1  # rows that lie side by side
         try:
-            self._fill(self._bytes[: max(0, count) * width], self._start + first * width)
+            for i in range(0, count, together):
+                self._fill(self._bytes[i * width : (i + together) * width], self._start + (first + i * step) * width)
         except OSError as error:
             raise UserError(f"{self._file}: cannot be read ({error.strerror or error})") from error
-        return self._buffer if count == len(self._buffer) else self._buffer[: max(0, count)]
+        return self._buffer if count == len(self._buffer) else self._buffer[:count]
 
     def _fill(self, buffer: memoryview, offset: int) -> None:
         while buffer:
             if not (count := os.preadv(self._descriptor, [buffer], offset)):
                 raise UserError(shorter(self._file))
+            if self._running:
+                self._running.passed(offset, buffer[:count])
             buffer, offset = buffer[count:], offset + count
 
 

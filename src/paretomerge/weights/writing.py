@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
+from paretomerge.weights.hashing import Running, hashed_as_written
 from paretomerge.weights.lazy import Weights
 
 SHARD_BYTES = 5 * 10**9
@@ -29,13 +30,18 @@ Progress = Callable[[str, int], None]
 """Called after each tensor with its name and bytes."""
 
 
-def write_safetensors(weights: Weights, path: Path, *, workers: int | None = None, progress: Progress | None = None) -> None:
+def write_safetensors(
+    weights: Weights, path: Path, *, workers: int | None = None, hashed: bool = False, progress: Progress | None = None
+) -> None:
     """Write one safetensors file; at any time ``workers`` tensors, or pieces of them, are in memory.
 
-    The header is known from ``weights.infos``, so each piece goes to its place as soon as it is computed.
+    The header is known from ``weights.infos``, so each piece goes to its place as soon as it is computed. ``hashed``: its
+    SHA-256 is made meanwhile, for ``hashes_of``.
     """
-    # safetensors wants no gaps, and every tensor aligned to its entries: widest first (a stable order otherwise)
-    names = sorted(weights.infos, key=lambda name: -weights.infos[name].dtype.itemsize)
+    # safetensors wants no gaps, and every tensor aligned to its entries: widest first. By name otherwise, as safetensors'
+    # own writer does: what is merged from such files, or picked from one of ours, is then read in the order of the file, and
+    # what the system has read ahead is not lost (with a large read-ahead half as much again was read as there is)
+    names = sorted(weights.infos, key=lambda name: (-weights.infos[name].dtype.itemsize, name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets: dict[str, int] = {}
     end = 0
@@ -51,9 +57,11 @@ def write_safetensors(weights: Weights, path: Path, *, workers: int | None = Non
     encoded += b" " * (-len(encoded) % 8)
     start = 8 + len(encoded)
 
-    with open(path, "wb") as file:
+    with hashed_as_written(path) if hashed else nullcontext() as digest, open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         file.flush()
+        if digest:
+            digest.passed(0, memoryview(len(encoded).to_bytes(8, "little") + encoded))
 
         def put(name: str) -> None:
             info = weights.infos[name]
@@ -61,16 +69,15 @@ def write_safetensors(weights: Weights, path: Path, *, workers: int | None = Non
             for part in weights.parts(name):
                 if part.dtype != info.dtype or at + part.nbytes > first + info.nbytes:
                     raise AssertionError(f"{name}: planned {info}, got {part.dtype} {tuple(part.shape)}")
-                _write_at(file.fileno(), part, at)
+                _write_at(file.fileno(), part, at, digest)
                 at += part.nbytes
             if at < first + info.nbytes:
                 raise AssertionError(f"{name}: planned {info}, got {at - first} bytes")
             if progress:
                 progress(name, info.nbytes)
 
-        with _one_thread_each(workers) as pool:
-            # largest first, so that no worker is left alone with the embedding at the end
-            jobs = [pool.submit(put, name) for name in sorted(names, key=lambda n: -weights.infos[n].nbytes)]
+        with one_thread_each(workers, spare=hashed) as pool:
+            jobs = [pool.submit(put, name) for name in names]
             try:
                 for job in jobs:
                     job.result()
@@ -87,6 +94,7 @@ def write_shards(
     *,
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
+    hashed: bool = False,
     progress: Progress | None = None,
 ) -> None:
     """Write ``model.safetensors``, or shards of at most ``shard_bytes`` and their index, as Hugging Face does."""
@@ -99,13 +107,13 @@ def write_shards(
         shards[-1].append(name)
         filled += info.nbytes
     if len(shards) == 1:
-        write_safetensors(weights, folder / SINGLE, workers=workers, progress=progress)
+        write_safetensors(weights, folder / SINGLE, workers=workers, hashed=hashed, progress=progress)
         return
     weight_map = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         part = weights.without(frozenset(weights) - frozenset(names))
-        write_safetensors(part, folder / file, workers=workers, progress=progress)
+        write_safetensors(part, folder / file, workers=workers, hashed=hashed, progress=progress)
         weight_map.update(dict.fromkeys(names, file))
     write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
 
@@ -262,7 +270,7 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(one))
 
 
-def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
+def _write_at(descriptor: int, tensor: Tensor, offset: int, digest: Running | None) -> None:
     if not tensor.numel():
         return
     view = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
@@ -270,6 +278,8 @@ def _write_at(descriptor: int, tensor: Tensor, offset: int) -> None:
         written = os.pwrite(descriptor, view, offset)
         if not written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if digest:
+            digest.passed(offset, view[:written])
         view, offset = view[written:], offset + written
 
 
@@ -282,10 +292,13 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def _one_thread_each(workers: int | None) -> Iterator[ThreadPoolExecutor]:
-    """Workers that compute on one thread each: cores share tensors, not loops, and none spins waiting for another."""
+def one_thread_each(workers: int | None, *, spare: bool = False) -> Iterator[ThreadPoolExecutor]:
+    """Workers that compute on one thread each: cores share tensors, not loops, and none spins waiting for another.
+
+    ``spare``: a core is left to those who hash.
+    """
     before = torch.get_num_threads()
-    count = workers or max(1, before)
+    count = workers or max(1, before - spare)
     with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             yield pool
