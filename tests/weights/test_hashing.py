@@ -16,7 +16,6 @@ from paretomerge.errors import UserError
 from paretomerge.weights import hashing
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.hashing import Running, hashed_as_written, hashed_meanwhile, hashes_of
-from paretomerge.weights.lazy import Weights
 from paretomerge.weights.writing import write_shards
 
 
@@ -156,14 +155,3 @@ def test_the_sources_are_read_once_and_hashed_meanwhile(tmp_path, read_again, mo
     assert read_again[0] <= gaps, "headers and vectors"
     for file, found in hashes_of([*front.sources.files, tmp_path / "model.safetensors"]).items():
         assert found == sha256(file)
-
-
-def test_a_file_is_laid_out_as_safetensors_does_it(tmp_path):
-    tensors = {f"{i}.{name}": torch.randn(5, 3) for i in (0, 1, 10, 2) for name in "ba"} | {"half": torch.ones(3).half()}
-    save_file(tensors, tmp_path / "theirs.safetensors")
-    write_shards(Weights.of(tensors), tmp_path)
-    theirs, ours = (tmp_path / f"{name}.safetensors" for name in ("theirs", "model"))
-    assert ours.read_bytes()[-100:] == theirs.read_bytes()[-100:] and os.stat(theirs).st_size <= os.stat(ours).st_size
-    order = []
-    write_shards(Weights.of(tensors), tmp_path, workers=1, progress=lambda name, _: order.append(name))
-    assert order == [*sorted(set(tensors) - {"half"}), "half"]

@@ -9,7 +9,9 @@ from paretomerge.merges import task_arithmetic
 from paretomerge.weights import checkpoint, lazy
 from paretomerge.weights.checkpoint import open_checkpoint
 from paretomerge.weights.experts import load_experts
+from paretomerge.weights.lazy import Weights
 from paretomerge.weights.rows import StoredRows
+from paretomerge.weights.writing import write_safetensors
 
 SHAPES = {"a": (7, 5), "b": (6, 2, 3), "c": (11,), "d": (), "e": (0, 3), "f": (3, 0), "g": (1, 9)}
 
@@ -40,6 +42,23 @@ def test_slices_are_those_of_the_tensor(tmp_path, dtype):
             slice(9, 3),
         ):
             assert torch.equal(rows[part], matrix[part]), (name, part)
+
+
+def test_names_come_in_the_order_of_the_file(tmp_path):
+    """So it is read once from its beginning to its end; by name, what is read ahead would be for nothing."""
+    tensors = {name: torch.ones(4, 2) for name in ("z", "layers.0", "layers.2", "layers.10", "b")}
+    tensors["half"] = torch.ones(3).half()
+    write_safetensors(Weights.of(tensors), tmp_path / "x.safetensors", workers=2)
+    for weights in (open_checkpoint(tmp_path / "x.safetensors"), task_arithmetic(experts_of(tmp_path / "x.safetensors"))):
+        assert list(weights) == list(tensors)
+    order: list[str] = []
+    write_safetensors(weights, tmp_path / "y.safetensors", workers=1, progress=lambda name, _: order.append(name))
+    assert order == list(weights)
+    assert (tmp_path / "x.safetensors").read_bytes() == (tmp_path / "y.safetensors").read_bytes()
+
+
+def experts_of(file):
+    return load_experts(file, {"a": file})
 
 
 def test_pieces_are_the_tensor(tmp_path, monkeypatch):

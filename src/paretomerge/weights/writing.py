@@ -38,10 +38,8 @@ def write_safetensors(
     The header is known from ``weights.infos``, so each piece goes to its place as soon as it is computed. ``hashed``: its
     SHA-256 is made meanwhile, for ``hashes_of``.
     """
-    # safetensors wants no gaps, and every tensor aligned to its entries: widest first. By name otherwise, as safetensors'
-    # own writer does: what is merged from such files, or picked from one of ours, is then read in the order of the file, and
-    # what the system has read ahead is not lost (with a large read-ahead half as much again was read as there is)
-    names = sorted(weights.infos, key=lambda name: (-weights.infos[name].dtype.itemsize, name))
+    # safetensors wants no gaps, and every tensor aligned to its entries: widest first (a stable order otherwise)
+    names = sorted(weights.infos, key=lambda name: -weights.infos[name].dtype.itemsize)
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets: dict[str, int] = {}
     end = 0
@@ -77,7 +75,7 @@ def write_safetensors(
                 progress(name, info.nbytes)
 
         with one_thread_each(workers, spare=hashed) as pool:
-            jobs = [pool.submit(put, name) for name in names]
+            jobs = [pool.submit(put, name) for name in names]  # in the order of the file, which is that of the base's files
             try:
                 for job in jobs:
                     job.result()
