@@ -44,6 +44,7 @@ def test_models_larger_than_the_memory(tmp_path, mib, limit):
     experts = ["--base", base, "--expert", f"a={a}", "--expert", f"b={b}", "-q"]
     for words in (
         ["merge", *experts, "-o", tmp_path / "merged"],
+        ["merge", *experts, "--method", "ties", "--option", "density=0.2", "-o", tmp_path / "ties"],
         ["fit", *experts, "--option", "rank=4", "-o", tmp_path / "front"],
         ["pick", tmp_path / "front", "-p", "only:a", "-q", "-o", tmp_path / "picked"],
     ):
@@ -58,12 +59,23 @@ def test_models_larger_than_the_memory(tmp_path, mib, limit):
             time.sleep(0.2)
             group.close()
     theta = [open_checkpoint(folder) for folder in (base, a, b)]
-    merged, front, picked = (open_checkpoint(tmp_path / name) for name in ("merged", "front", "picked"))
+    merged, ties, front, picked = (open_checkpoint(tmp_path / name) for name in ("merged", "ties", "front", "picked"))
+    # the layers are alike, so that the whole model's threshold is that of one of them
+    layer = [[weights[name].float() for name in weights if ".layers.0." in name] for weights in theta]
+    thresholds = []
+    for expert in layer[1:]:
+        size = torch.cat([(one - start).abs().flatten() for start, one in zip(layer[0], expert, strict=True)])
+        thresholds.append(float(size.sort(descending=True).values[len(size) // 5 - 1]))
     for name in ("model.layers.3.mlp.up_proj.weight", "model.layers.0.self_attn.q_proj.weight"):
         start, one, two = (weights[name].float() for weights in theta)
         assert torch.equal(merged[name], (start + 0.3 * (one - start) + 0.3 * (two - start)).bfloat16()) or torch.allclose(
             merged[name].float(), start + 0.3 * (one - start) + 0.3 * (two - start), rtol=1e-2
         )
+        kept = [(v * (v.abs() >= t)) for v, t in zip((one - start, two - start), thresholds, strict=True)]
+        sign = (kept[0] + kept[1]).sign()
+        agreeing = [v * (v.sign() == sign) for v in kept]
+        voters = sum((v != 0).float() for v in agreeing).clamp(min=1)
+        assert torch.allclose(ties[name].float(), start + sum(agreeing) / voters, rtol=1e-2, atol=1e-4)
         assert torch.allclose(front[name].float(), (one + two) / 2, rtol=1e-2, atol=1e-4)
     name = "model.layers.3.mlp.up_proj.weight"  # no target: the same at every preference
     assert torch.equal(picked[name], front[name])

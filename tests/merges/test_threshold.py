@@ -1,6 +1,7 @@
 """The magnitude threshold: exactly what sorting gives, whatever the sample said."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -65,6 +66,46 @@ def test_streamed(kind, monkeypatch):
     monkeypatch.setattr(threshold, "_GATHER", 100)
     tasks = [[values(kind, (370, 21), k), values(kind, (50, 33), k)] for k in range(len(DENSITIES))]
     assert thresholds(tasks, DENSITIES) == [sorted_threshold(t, d) for t, d in zip(tasks, DENSITIES, strict=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cells", [2, 64])
+def test_few_cells(kind, dtype, cells, monkeypatch):
+    """Several passes, each over a cell of the last one's, and counts that are made of a few entries at a time."""
+    monkeypatch.setattr(threshold, "_GATHER", 100)
+    monkeypatch.setattr(threshold, "_CELLS", cells)
+    monkeypatch.setattr(threshold, "_COLLECTED", 50)
+    monkeypatch.setattr(threshold, "_bracket", lambda sample, quantile, half_width: (0.0, math.inf))
+    densities = [1e-3, 0.2, 0.9]
+    tasks = [[values(kind, (170, 21), k).to(dtype) / 3, values(kind, (50, 3), k).to(dtype) / 3] for k in range(3)]
+    assert thresholds(tasks, densities) == [sorted_threshold(t, d) for t, d in zip(tasks, densities, strict=True)]
+
+
+def test_tensors_of_two_dtypes(monkeypatch):
+    monkeypatch.setattr(threshold, "_GATHER", 100)
+    tasks = [[values("normal", (200, 11), k), values("normal", (200, 11), k + 5).double() / 3] for k in range(2)]
+    for density in (0.1, 0.5, 0.501):
+        assert thresholds(tasks, [density] * 2) == [sorted_threshold(t, density) for t in tasks]
+
+
+def test_what_is_kept_does_not_grow_with_the_model(monkeypatch):
+    """The sample, the cells and what is collected have their limits; all 2.6 million entries would take 10 MB."""
+    monkeypatch.setattr(threshold, "_SAMPLE", 1 << 14)
+    monkeypatch.setattr(threshold, "_CELLS", 1 << 12)
+    monkeypatch.setattr(threshold, "_COLLECTED", 1 << 12)
+    monkeypatch.setattr(threshold, "_bracket", lambda sample, quantile, half_width: (0.0, math.inf))
+    monkeypatch.setattr(Experts.chunks, "__defaults__", (1 << 12,))
+    v = {f"t{i}": values("normal", (100, 1300), i) for i in range(20)}
+    experts = opened({name: torch.zeros_like(tensor) for name, tensor in v.items()}, [v])
+    tracemalloc.start()
+    try:
+        found = magnitude_thresholds(experts, list(v), [0.2])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == [sorted_threshold(list(v.values()), 0.2)]
+    assert peak < 2**19, "numpy's arrays"
 
 
 def test_larger_than_what_is_gathered():

@@ -1,4 +1,9 @@
-"""The magnitude that a given share of a task vector's entries exceed: exact, in one streamed pass, without sorting."""
+"""The magnitude that a given share of a task vector's entries exceed: exact, in one streamed pass or two, without sorting.
+
+Of positive floats the bit patterns are in the order of the numbers. So numbers are counted by their pattern, a histogram says
+in which cell the wanted one lies, and if a cell holds several patterns, the next pass counts those (a radix select). Memory is
+bounded, whatever the size of the model.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +19,23 @@ from paretomerge.weights.lazy import matrix_shape
 
 _GATHER = 1 << 18
 """Up to this many entries a task the magnitudes are simply collected."""
+_SAMPLE = 1 << 22
+"""Entries a task that the sample has, about, at most."""
+_CELLS = 1 << 18
+"""Of a histogram: as many patterns as there are in a bracket of ordinary width."""
+_COLLECTED = 1 << 20
+"""Entries that are collected before they are counted."""
+
+Bracket = tuple[float, float]
+"""Magnitudes between which the wanted one lies, both included."""
 
 
 def magnitude_thresholds(experts: Experts, names: Sequence[str], density: Sequence[float]) -> list[float]:
     """t_k, the ⌊density_k · N⌋-th largest |v_k| of the N entries of the named tensors (0 for all; at least one is kept).
 
-    A sample of rows brackets each t_k; one pass over the data then counts what lies above the bracket and keeps what
-    lies inside, about one entry in a hundred, from which t_k is selected exactly. A bracket that missed is widened.
+    A sample of rows brackets each t_k; one pass over the data then counts what lies above the bracket, and by its bits what
+    lies inside, about one entry in a hundred. If that does not single out a number, another pass looks at the cell that is
+    left. A bracket that missed is widened.
     """
     total = sum(experts.infos[name].numel for name in names)
     wanted = [min(total, max(math.floor(d * total), int(d > 0))) for d in density]
@@ -29,15 +44,17 @@ def magnitude_thresholds(experts: Experts, names: Sequence[str], density: Sequen
         magnitudes = _sample(experts, names, stride=1)
         settled = {k: _largest(magnitudes[k], count) for k, count in enumerate(wanted) if k not in settled} | settled
     sample: list[NDArray[np.floating]] | None = None
-    half_width = 0.005 * min(1.0, math.sqrt(1e8 / max(1, total)))
+    half_width, narrower = 0.005, dict[int, Bracket]()
     while len(settled) < len(wanted):
         open_tasks = [k for k in range(len(wanted)) if k not in settled]
         if sample is None:
-            sample = [np.sort(m) for m in _sample(experts, names, stride=32)]
-        brackets = {k: _bracket(sample[k], 1 - wanted[k] / total, half_width) for k in open_tasks}
+            sample = [np.sort(m) for m in _sample(experts, names, stride=max(32, total // _SAMPLE))]
+        brackets = {k: narrower.get(k) or _bracket(sample[k], 1 - wanted[k] / total, half_width) for k in open_tasks}
+        found, narrower = _select(experts, names, wanted, brackets)
+        settled.update(found)
         # what is not even between 0 and ∞ is NaN: nothing is trimmed then, and the merge will name the tensor
-        settled.update({k: math.nan for k, bracket in brackets.items() if bracket == (0.0, math.inf)})
-        settled.update(_select(experts, names, wanted, brackets))
+        everything = [k for k, bracket in brackets.items() if bracket == (0.0, math.inf)]
+        settled.update({k: math.nan for k in everything if k not in found and k not in narrower})
         half_width *= 8
     return [settled[k] for k in range(len(wanted))]
 
@@ -48,7 +65,7 @@ def _sample(experts: Experts, names: Sequence[str], stride: int) -> list[NDArray
     for name in names:
         n_rows, columns = matrix_shape(experts.infos[name].shape)
         rows = slice(0, n_rows, max(1, min(stride, n_rows)))
-        base = experts.base[name].reshape(n_rows, columns)[rows].to(experts.wide(name))
+        base = experts.base.matrix(name)[rows].to(experts.wide(name))
         out = torch.empty_like(base)
         for part, expert in zip(parts, experts.experts, strict=True):
             fill = expert.rows(name, columns)
@@ -57,7 +74,7 @@ def _sample(experts: Experts, names: Sequence[str], stride: int) -> list[NDArray
     return [np.concatenate(part) for part in parts]
 
 
-def _bracket(sample: NDArray[np.floating], quantile: float, half_width: float) -> tuple[float, float]:
+def _bracket(sample: NDArray[np.floating], quantile: float, half_width: float) -> Bracket:
     """Magnitudes between which the ``quantile`` of the whole lies, most probably."""
     last = len(sample) - 1
     low = math.floor((quantile - half_width) * last)
@@ -66,33 +83,78 @@ def _bracket(sample: NDArray[np.floating], quantile: float, half_width: float) -
 
 
 def _select(
-    experts: Experts, names: Sequence[str], wanted: Sequence[int], brackets: dict[int, tuple[float, float]]
-) -> dict[int, float]:
-    """The thresholds that do lie in their brackets, from one pass over the data."""
+    experts: Experts, names: Sequence[str], wanted: Sequence[int], brackets: dict[int, Bracket]
+) -> tuple[dict[int, float], dict[int, Bracket]]:
+    """From one pass over the data, of the tasks whose bracket is right: the thresholds, and the narrower brackets of others."""
     above = dict.fromkeys(brackets, 0)
     at_high = dict.fromkeys(brackets, 0)
     at_low = dict.fromkeys(brackets, 0)
-    inside: dict[int, list[NDArray[np.floating]]] = {k: [] for k in brackets}
+    wide = any(experts.wide(name) == torch.float64 for name in names)
+    dtype: np.dtype[np.floating] = np.dtype(np.float64) if wide else np.dtype(np.float32)
+    inside = {k: _Histogram(low, high, dtype) for k, (low, high) in brackets.items()}
+    ends = {k: tuple(np.array(bracket, dtype)) for k, bracket in brackets.items()}  # typed: a tensor may be narrower
     for name in names:
         for _, _, task_vectors in experts.chunks(name):
-            for k, (low, high) in brackets.items():
+            for k, (low, high) in ends.items():
                 size = task_vectors[k].abs_().numpy()
                 above[k] += int(np.count_nonzero(size > high))
                 # many equal values (bf16 differences) may sit at an end: they are counted, not collected
                 at_high[k] += int(np.count_nonzero(size == high))
                 at_low[k] += int(np.count_nonzero(size == low)) if low < high else 0
-                inside[k].append(size[(size > low) & (size < high)])
-    found = {}
+                inside[k].add(size[(size > low) & (size < high)])
+    found, narrower = {}, {}
     for k, (low, high) in brackets.items():
-        collected = np.concatenate(inside[k])
         rank = wanted[k] - above[k]
+        count = inside[k].total
         if 0 < rank <= at_high[k]:
             found[k] = high
-        elif 0 < rank - at_high[k] <= len(collected):
-            found[k] = _largest(collected, rank - at_high[k])
-        elif 0 < rank - at_high[k] - len(collected) <= at_low[k]:
+        elif 0 < rank - at_high[k] <= count:
+            first, last = inside[k].cell_of(rank - at_high[k])
+            if first == last:
+                found[k] = first
+            else:
+                narrower[k] = first, last
+        elif 0 < rank - at_high[k] - count <= at_low[k]:
             found[k] = low
-    return found
+    return found, narrower
+
+
+class _Histogram:
+    """Counts of magnitudes between two others, in cells of as many neighbouring bit patterns each."""
+
+    def __init__(self, low: float, high: float, dtype: np.dtype[np.floating]) -> None:
+        self._float, self._int = dtype, np.dtype(f"i{dtype.itemsize}")
+        self._first, self._last = (int(np.array(end, dtype).view(self._int)) for end in (low, high))
+        width = max(0, self._last - self._first)  # NaN, which nothing lies beside, may be an end
+        self._shift = max(0, width.bit_length() - (_CELLS.bit_length() - 1))
+        self._counts = np.zeros((width >> self._shift) + 1, np.int64)
+        self._parts: list[NDArray[np.floating]] = []
+        self._collected = 0
+        self.total = 0
+
+    def add(self, magnitudes: NDArray[np.floating]) -> None:
+        """Magnitudes between the two."""
+        self._parts.append(magnitudes)
+        self._collected += len(magnitudes)
+        self.total += len(magnitudes)
+        if self._collected > _COLLECTED:
+            self._count()
+
+    def cell_of(self, rank: int) -> Bracket:
+        """The smallest and the largest number of the cell in which the ``rank``-th largest (1: the largest) lies."""
+        self._count()
+        from_above = self._counts[::-1].cumsum()
+        cell = len(self._counts) - 1 - int(np.searchsorted(from_above, rank))
+        first = self._first + (cell << self._shift)
+        last = min(self._last, first + (1 << self._shift) - 1)
+        low, high = np.array([first, last], self._int).view(self._float).tolist()
+        return low, high
+
+    def _count(self) -> None:
+        if self._parts:
+            patterns = np.concatenate(self._parts).astype(self._float, copy=False).view(self._int)
+            self._counts += np.bincount((patterns - self._first) >> self._shift, minlength=len(self._counts))
+        self._parts, self._collected = [], 0
 
 
 def _largest(values: NDArray[np.floating], rank: int) -> float:
