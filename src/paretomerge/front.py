@@ -17,7 +17,7 @@ from paretomerge.evaluation.results import Row
 from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import write_companions, write_model
 from paretomerge.export.lora import adapter_files, write_lora
-from paretomerge.provenance import Sources, sources_of, versions
+from paretomerge.provenance import Sources, paths_seen_from, sources_of, versions
 from paretomerge.sets.pareto_set import ParetoSet, Preference
 from paretomerge.weights.adapted import Adapted, Pair
 from paretomerge.weights.architecture import live_names
@@ -187,7 +187,7 @@ class Front:
                     "settings": self.pareto_set.settings,
                     "set": facts,
                     "heads": heads,
-                    "sources": dict(self.sources),
+                    "sources": paths_seen_from(Path(folder), self.sources),
                     "files": {
                         file.relative_to(temporary).as_posix(): found
                         for file, found in hashes_of(temporary.rglob("*.safetensors")).items()

@@ -14,6 +14,7 @@ from paretomerge.evaluation.results import Row
 from paretomerge.front import FACTS, FORMAT, HEADS, TENSORS, Front
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.options import shown
+from paretomerge.provenance import paths_found_from
 from paretomerge.sets import SETS
 from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_json
 from paretomerge.weights.experts import load_experts
@@ -93,7 +94,11 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
     tensors = Checkpoint(folder / TENSORS, [folder / TENSORS], {})
     try:
         facts = _Facts.model_validate(raw)
-        equal, config = _equal_model(folder, facts.origin, base)
+        sources = paths_found_from(folder, facts.sources.model_dump())
+        origin = facts.origin
+        if origin is not None and not Path(origin).exists() and Path(sources["base"]["path"]).exists():
+            origin = sources["base"]["path"]  # both have moved together
+        equal, config = _equal_model(folder, origin, base)
         pareto_set = SETS[facts.method].restored(facts.tasks, equal, facts.settings, tensors, facts.set)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{folder / FACTS}: damaged ({_reason(error)}): fit the front again") from error
@@ -104,7 +109,7 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
         heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks))
         pareto_set.on_head(task, heads[task].tensors, pareto_set.equal.tolist())  # does it fit?
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
-    return Front(pareto_set, config, heads, facts.sources.model_dump(), folder, folder, facts.files, measured)
+    return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured)
 
 
 def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> tuple[Weights, Mapping[str, Any]]:

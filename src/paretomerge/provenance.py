@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,9 @@ from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.hashing import hashes_of
 from paretomerge.weights.lazy import Weights
+
+IN_MEMORY = "in memory"
+"""The path of a model that has none."""
 
 
 class Sources(Mapping[str, Any]):
@@ -50,7 +54,7 @@ def sources_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
     found = hashes_of(file for source in sources.values() for file in _files(source)) if hashes else {}
     described = {
         task: {
-            "path": str(getattr(source, "path", "in memory")),
+            "path": str(getattr(source, "path", IN_MEMORY)),
             "files": {file.name: found.get(file) for file in _files(source)},
         }
         for task, source in sources.items()
@@ -65,6 +69,43 @@ def _sources(experts: Experts) -> dict[str, Weights | Adapter]:
 
 def _files(source: Weights | Adapter) -> list[Path]:
     return source.sources if isinstance(source, Checkpoint) else [source.file] if isinstance(source, Adapter) else []
+
+
+def paths_seen_from(folder: Path, sources: Mapping[str, Any]) -> dict[str, Any]:
+    """The sources as a front in ``folder`` records them, so that it may move together with them.
+
+    Relative to the folder where a model lies in it or beside it, absolute elsewhere.
+    """
+    folder = Path(os.path.abspath(folder))
+
+    def seen(path: str) -> str:
+        if path == IN_MEMORY:
+            return path
+        there = Path(os.path.abspath(path))
+        return Path(os.path.relpath(there, folder)).as_posix() if there.is_relative_to(folder.parent) else str(there)
+
+    return _with_paths(sources, seen)
+
+
+def paths_found_from(folder: Path, sources: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with paths that can be opened from anywhere.
+
+    Older fronts recorded relative paths as they were typed: such a one is tried from the working directory, too.
+    """
+    folder = Path(os.path.realpath(folder))
+
+    def found(path: str) -> str:
+        if path == IN_MEMORY or os.path.isabs(path):
+            return path
+        beside = os.path.normpath(folder / path)
+        return os.path.abspath(path) if not os.path.exists(beside) and os.path.exists(path) else beside
+
+    return _with_paths(sources, found)
+
+
+def _with_paths(sources: Mapping[str, Any], of: Callable[[str], str]) -> dict[str, Any]:
+    experts = {task: {**source, "path": of(source["path"])} for task, source in sources["experts"].items()}
+    return {"base": {**sources["base"], "path": of(sources["base"]["path"])}, "experts": experts}
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,9 @@ from paretomerge.evaluation.evaluators import OnTasks
 from paretomerge.evaluation.tasks import Task
 from paretomerge.front import FACTS, Front
 from paretomerge.opening import load_front
-from paretomerge.weights.checkpoint import open_checkpoint, read_json
+from paretomerge.provenance import paths_found_from, paths_seen_from
+from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
+from paretomerge.weights.checkpoint import local, open_checkpoint, read_json
 from paretomerge.weights.hashing import hashes_of
 from paretomerge.weights.writing import replace_json
 
@@ -39,16 +41,20 @@ def verify_files(front: Front) -> list[Check]:
     if front.folder is None:
         raise UserError("only a front in a folder can be verified: save it first")
     recorded: dict[Path, str | None] = {front.folder / name: found for name, found in front.files.items()}
-    for source in [front.sources["base"], *front.sources["experts"].values()]:
+    cures = dict.fromkeys(recorded, "fit the front again")
+    flags = {"--base ": front.sources["base"]} | {f"--expert {task}=": s for task, s in front.sources["experts"].items()}
+    for flag, source in flags.items():
         path = Path(source["path"])
         for name, found in source["files"].items():
-            recorded[path / name if path.name != name else path] = found
+            file = path / name if path.name != name else path
+            recorded[file] = found
+            cures[file] = f"if it was moved, paretomerge relocate {front.folder} {flag}PATH"
     there = {file for file in recorded if file.is_file()}
     now = hashes_of(file for file in there if recorded[file] is not None)
     checks = []
     for file, before in recorded.items():
         if file not in there:
-            checks.append(Check(str(file), "missing", "not there any more"))
+            checks.append(Check(str(file), "missing", f"not there any more: {cures[file]}"))
         elif before is None:
             checks.append(Check(str(file), "unknown", "no hash was recorded"))
         else:
@@ -99,29 +105,46 @@ def failed(checks: Sequence[Check]) -> list[Check]:
     return [check for check in checks if check.state in ("changed", "missing")]
 
 
-def relocate(folder: str | Path, base: str | Path) -> None:
-    """Let a front that refers to its base (one of LoRA experts) find it in another place.
+def relocate(folder: str | Path, base: str | Path | None = None, experts: Mapping[str, str | Path] | None = None) -> None:
+    """Tell a front where its sources are now.
 
     Args:
         folder: the front.
-        base: the base's new folder; it must hold the same files, by their SHA-256 where the front has recorded that.
+        base: the base's new path; None: it is where it was. A front of LoRA experts is opened on it.
+        experts: task -> the expert's new path. All must hold the same files, by their SHA-256 where that is recorded.
 
     Raises:
-        UserError: a front that holds its base itself, or another base.
+        UserError: other files, or a task that the front has not.
     """
     folder = Path(folder).expanduser()
-    front = load_front(folder, base=base)  # its tensors fit
-    there = open_checkpoint(base)
-    files = front.sources["base"]["files"]
-    if {file.name for file in there.sources} != set(files):
-        raise UserError(f"{base}: has other files than the front's base: {', '.join(sorted(files))}")
-    for file in there.sources:
-        if files[file.name] not in (None, hashes_of([file])[file]):
-            raise UserError(f"{file}: is not the file that the front was made from: name the same base")
-    where = str(there.path.resolve())
-    facts = read_json(folder / FACTS)
-    facts["sources"]["base"]["path"] = facts["origin"] = where
-    replace_json(
-        folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where}
-    )
+    facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+    refers = facts.get("origin") is not None
+    front = load_front(folder, base=base if refers else None)  # on the new base its tensors fit
+    if unknown := sorted(set(experts or {}) - set(front.sources["experts"])):
+        raise UserError(f"{unknown[0]}: no expert of this front (its experts: {', '.join(front.sources['experts'])})")
+    recorded = facts["sources"]
+    moved = {task: (recorded["experts"][task], path) for task, path in (experts or {}).items()}
+    if base is not None:
+        moved[""] = recorded["base"], base
+    for source, path in moved.values():
+        source["path"] = str(_same_files(path, source["files"]))
+    facts["sources"] = paths_seen_from(folder, paths_found_from(folder, recorded))
+    if base is not None and refers:
+        facts["origin"] = where = str(local(base).resolve())
+        replace_json(
+            folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where}
+        )
     replace_json(folder / FACTS, facts)
+
+
+def _same_files(path: str | Path, files: Mapping[str, str | None]) -> Path:
+    """The model's absolute path, if it holds these files."""
+    there = local(path).absolute()
+    model = open_adapter(there) if is_adapter(there) else open_checkpoint(there)
+    found = [model.file] if isinstance(model, Adapter) else model.sources
+    if {file.name for file in found} != set(files):
+        raise UserError(f"{path}: has other files than the front's source: {', '.join(sorted(files)) or 'it was in memory'}")
+    for file in found:
+        if files[file.name] not in (None, hashes_of([file])[file]):
+            raise UserError(f"{file}: is not the file that the front was made from: name the same model")
+    return there

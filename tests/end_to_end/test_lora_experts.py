@@ -153,6 +153,20 @@ def test_a_base_that_moved_is_found_again(cli, llama, tmp_path):
     assert peft.PeftConfig.from_pretrained("front").base_model_name_or_path == str(tmp_path / "elsewhere")
 
 
+def test_a_front_that_moves_together_with_its_base_opens(cli, llama, tmp_path):
+    shutil.copytree(llama, tmp_path / "place" / "models")
+    cli("fit", *flags(tmp_path / "place" / "models"), "--method", "soup", "-o", tmp_path / "place" / "front")
+    before = {name: tensor.clone() for name, tensor in load_front(tmp_path / "place" / "front").at("only:law").items()}
+    (tmp_path / "place").rename(tmp_path / "elsewhere")
+    after = load_front(tmp_path / "elsewhere" / "front").at("only:law")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert "as recorded" in cli("verify", tmp_path / "elsewhere" / "front")
+    moved = tmp_path / "law-now"
+    (tmp_path / "elsewhere" / "models" / "law").rename(moved)
+    cli("relocate", tmp_path / "elsewhere" / "front", "--expert", f"law={moved}")
+    assert "as recorded" in cli("verify", tmp_path / "elsewhere" / "front")
+
+
 def test_a_whole_model_on_request_or_where_it_must_be(cli, llama, tmp_path):
     cli("fit", *flags(llama), "--method", "soup", "--copy-base", "-o", "copied")
     assert Path("copied/model.safetensors").exists() and not Path("copied/adapter_config.json").exists()
