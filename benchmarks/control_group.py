@@ -22,8 +22,8 @@ class Group:
         self.folder.mkdir()
         (self.folder / ("memory.limit_in_bytes" if version_1 else "memory.max")).write_text(str(limit))
 
-    def run(self, words: list[object]) -> tuple[float, float, int]:
-        """(wall seconds, CPU seconds, peak bytes of what the limit counts) of a command inside.
+    def run(self, words: list[object]) -> tuple[float, float, int, int]:
+        """(wall seconds, CPU seconds, bytes read from disk, peak bytes of what the limit counts) of a command inside.
 
         Raises:
             ChildProcessError: it failed.
@@ -39,7 +39,8 @@ class Group:
         if status:
             raise ChildProcessError(f"exit code {process.returncode}")
         peak = self.folder / self.peak_file
-        return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, int(peak.read_text()) if peak.exists() else 0
+        wall, cpu = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+        return wall, cpu, 512 * usage.ru_inblock, int(peak.read_text()) if peak.exists() else 0
 
     def close(self) -> None:
         self.folder.rmdir()

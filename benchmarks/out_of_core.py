@@ -5,7 +5,8 @@
 
 Base and two experts are made once, sharded, in bfloat16, in ``benchmarks/.cache``. Every command runs in a control group of
 its own (memory, version 1 or 2) whose limit counts anonymous memory and the page cache alike, so files stream through. The
-floor reads all three models and writes one file of their size under the same limit. ``ulimit -v`` would count every mapped
+floor reads all three models and writes one file of their size under the same limit. Where something else runs beside, CPU
+seconds and the bytes that were read say more than the wall clock does. ``ulimit -v`` would count every mapped
 file and every library instead, and says nothing about memory.
 """
 
@@ -89,6 +90,7 @@ def main() -> None:
     }
     rows, floor = [], None
     for what, words in commands.items():
+        os.sync()  # what the last command wrote is not this one's work
         for folder in folders:  # nothing is in the page cache before
             for file in folder.iterdir():
                 with open(file, "rb") as opened:
@@ -98,7 +100,7 @@ def main() -> None:
         except OSError as error:
             sys.exit(f"no control group for memory can be made here ({error}): run as root on Linux")
         try:
-            wall, cpu, peak = group.run(words)
+            wall, cpu, read, peak = group.run(words)
         except ChildProcessError as error:
             rows.append({"command": what, "failed": str(error)})
             print(f"{what:45} failed under the limit: {error}", flush=True)
@@ -107,8 +109,10 @@ def main() -> None:
             time.sleep(0.2)
             group.close()
         floor = floor or wall
-        rows.append({"command": what, "wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "times_floor": round(wall / floor, 2)})
-        print(f"{what:45} {wall:7.1f} s {cpu:7.1f} CPU s  {wall / floor:5.2f} × floor  peak {peak / MIB:6.0f} MiB", flush=True)
+        facts = {"wall_s": round(wall, 1), "cpu_s": round(cpu, 1), "read_gib": round(read / 2**30, 2)}
+        rows.append({"command": what, **facts, "times_floor": round(wall / floor, 2)})
+        text = f"{wall:7.1f} s {cpu:7.1f} CPU s  {wall / floor:5.2f} × floor  read {read / 2**30:6.2f} GiB"
+        print(f"{what:45} {text}  peak {peak / MIB:6.0f} MiB", flush=True)
     facts = {"model_gib": arguments.gib, "limit_mib": arguments.limit_mib, "rows": rows, "load": os.getloadavg()[0]}
     (HERE / "results" / "out_of_core.json").write_text(json.dumps(facts, indent=2) + "\n")
 
