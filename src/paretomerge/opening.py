@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, cast
@@ -96,7 +97,7 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
         facts = _Facts.model_validate(raw)
         sources = paths_found_from(folder, facts.sources.model_dump())
         origin = facts.origin
-        if origin is not None and not Path(origin).exists() and Path(sources["base"]["path"]).exists():
+        if origin is not None and not os.path.exists(origin) and os.path.exists(sources["base"]["path"]):
             origin = sources["base"]["path"]  # both have moved together
         equal, config = _equal_model(folder, origin, base)
         pareto_set = SETS[facts.method].restored(facts.tasks, equal, facts.settings, tensors, facts.set)
