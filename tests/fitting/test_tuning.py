@@ -78,7 +78,7 @@ def test_a_search_measures_tuned_models(tmp_path):
     judge = OnTasks(tasks, device="cpu", head_steps=200, head_lr=0.05)
     measured = judge.opened(models)
     found = measured((0.5, 0.5), ["a", "b"])
-    assert all(found[name] > max(plain[name], 0.9) for name in "ab")
+    assert min(found.values()) > 0.9 > min(plain.values())  # by chance one of the plain ones may be right, too
     measured((1.0, 0.0), ["a"])
     assert measured((0.5, 0.5), ["a", "b"]) == found  # whatever was measured between
     assert judge.identity()["tuning"]["head_steps"] == 200 and "tuning" not in OnTasks(tasks).identity()
