@@ -264,8 +264,7 @@ def write(folder: Path, every: Sequence[Table], results: Results, claims: str = 
     """results.md and its figures under a folder; the tables on the terminal, too."""
     cells = {cell.key for table in every for cell in table.cells} & results.cells.keys()
     took = [results.cells[key]["took_cpu_s"] for key in cells if "took_cpu_s" in results.cells[key]]
-    minutes = f"; {len(took)} of them took {sum(took) / 60:.0f} CPU minutes" if took else ""
-    parts = [f"{INTRODUCTION}\n{len(cells)} cells are measured{minutes}, from experts that were trained before.\n"]
+    parts = [f"{INTRODUCTION}\n{len(cells)} cells took {sum(took) / 60:.0f} CPU minutes, from experts that were trained before.\n"]
     if claims:
         parts.append(f"## Claims\n\nThose that do not hold come first.\n\n{claims}\n")
     if steps := list(ladder(every, results)):
