@@ -62,7 +62,7 @@ class Bench:
         return self.suite.inputs(self.use, limit=LIMIT[self.mode] or FEW)
 
     def steps(self, full: int) -> int:
-        return full if self.mode == "full" else max(20, full // 10)
+        return full if self.mode == "full" else max(5, full // 20)
 
     def single(self, weights: Weights) -> Front:
         """One model, the same at every preference."""

@@ -263,8 +263,8 @@ def ladder(tables: Sequence[Table], results: Results) -> Iterator[str]:
 def write(folder: Path, every: Sequence[Table], results: Results, claims: str = "") -> None:
     """results.md and its figures under a folder; the tables on the terminal, too."""
     cells = {cell.key for table in every for cell in table.cells} & results.cells.keys()
-    took = [results.cells[key]["took_cpu_s"] for key in cells if "took_cpu_s" in results.cells[key]]
-    parts = [f"{INTRODUCTION}\n{len(cells)} cells took {sum(took) / 60:.0f} CPU minutes, from experts that were trained before.\n"]
+    took = sum(results.cells[key].get("took_cpu_s", 0) for key in cells) / 60
+    parts = [f"{INTRODUCTION}\n{len(cells)} cells took {took:.0f} CPU minutes, from experts that were trained before.\n"]
     if claims:
         parts.append(f"## Claims\n\nThose that do not hold come first.\n\n{claims}\n")
     if steps := list(ladder(every, results)):
