@@ -95,7 +95,10 @@ def routing_figure(path: Path, routing: Routing) -> None:
     largest = float(routing.weights.abs().max()) or 1.0
     columns = len(tasks) if len(tasks) < 6 else 4
     rows = -(-len(tasks) // columns)
-    size = (1.8 + columns * (0.4 + 0.22 * len(tasks)), 0.8 + rows * (0.4 + min(6.0, 0.16 * len(modules))))
+    longest, widest = (max(map(len, names)) for names in (tasks, modules))  # a letter of this size is 0.06 inches wide
+    panel = max(0.4 + 0.22 * len(tasks), 0.4 + 0.07 * longest), 0.5 + min(6.0, max(0.5, 0.16 * len(modules)))
+    labelled = 1 + (len(tasks) % columns > 0)  # rows with names below them
+    size = (1.4 + 0.065 * widest + columns * panel[0], labelled * (0.5 + 0.06 * longest) + rows * panel[1])
     with pyplot.rc_context({"font.size": 8}):
         figure, axes = pyplot.subplots(
             rows, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
