@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,8 +96,9 @@ def routing_figure(path: Path, routing: Routing) -> None:
     largest = float(routing.weights.abs().max()) or 1.0
     columns = len(tasks) if len(tasks) < 6 else 4
     rows = -(-len(tasks) // columns)
+    tallest = min(6.0, 12 / rows)  # of a heat map, in inches
     longest, widest = (max(map(len, names)) for names in (tasks, modules))  # a letter of this size is 0.06 inches wide
-    panel = max(0.4 + 0.22 * len(tasks), 0.4 + 0.07 * longest), 0.5 + min(6.0, max(0.5, 0.16 * len(modules)))
+    panel = max(0.4 + 0.22 * len(tasks), 0.4 + 0.07 * longest), 0.5 + min(tallest, max(0.5, 0.16 * len(modules)))
     labelled = 1 + (len(tasks) % columns > 0)  # rows with names below them
     size = (1.4 + 0.065 * widest + columns * panel[0], labelled * (0.5 + 0.06 * longest) + rows * panel[1])
     with pyplot.rc_context({"font.size": 8}):
@@ -114,7 +116,7 @@ def routing_figure(path: Path, routing: Routing) -> None:
             if k + columns >= len(tasks):
                 axis.set_xlabel("task vector")
                 axis.tick_params(labelbottom=True)  # where nothing is below it
-        every = -(-len(modules) // 36)
+        every = math.ceil(len(modules) / (6 * tallest))
         for axis in axes[:, 0]:
             axis.set_yticks(range(0, len(modules), every), modules[::every])
             axis.set_ylabel("depth")
