@@ -28,7 +28,7 @@ from paretomerge.weights.lazy import Weights
 
 PRECISION: Literal["bfloat16", "float32"] = "bfloat16" if vit.has_bfloat16() else "float32"
 """Of fits, searches and measurements: bfloat16 where the processor multiplies it, in 0.6 of the time."""
-LIMIT = {"full": None, "quick": 200}
+LIMIT = {"full": None, "quick": 100}
 """Inputs a task, to fit on and to measure on."""
 FRONTS = CACHE / "claims" / "fronts"
 FEW = 200
