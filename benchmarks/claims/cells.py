@@ -12,9 +12,10 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.claims import searches
-from benchmarks.claims.methods import Bench, Method, bench, fast, identity, made, with_heads
+from benchmarks.claims.methods import Bench, Method, bench, identity, made, with_heads
 from benchmarks.claims.scores import packed, scores, summary
 from benchmarks.claims.suite import Suite, Use
+from benchmarks.claims.vit import fast_maths
 from paretomerge import preferences
 from paretomerge.evaluation.evaluate import evaluate, sampled, select_unseen
 from paretomerge.evaluation.results import Row
@@ -62,7 +63,7 @@ def run(cell: Cell) -> dict[str, Any]:
     on = bench(cell.suite.only(*cell.names), cell.use, cell.mode)
     front, cost = made(cell.method, on, cell.seed)
     parameters = front.summary()["parameters"]
-    with fast():
+    with fast_maths(cache=False):
         rows = list(_MEASURES[cell.how](cell, on, front))
     return {
         "key": cell.key, "suite": cell.suite.name, "method": cell.method.name, "use": cell.use, "seed": cell.seed,

@@ -69,11 +69,6 @@ class Bench:
         return front_of(LowRank(self.experts.tasks, weights, {}), self.experts, hashes=False)
 
 
-def fast() -> torch.autocast:
-    """For measuring: in ``PRECISION``; weights change between the passes, so their copies are not kept."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=PRECISION == "bfloat16", cache_enabled=False)
-
-
 def solid(weights: Weights) -> Weights:
     """All tensors computed once, instead of at every reading."""
     return Weights.of({name: weights[name] for name in weights})
@@ -159,7 +154,7 @@ def mean_score(front: Front, inputs: Mapping[str, Task]) -> float:
     total = 0.0
     for task, given in inputs.items():
         model = front.model("equal", head=task if task in front.heads else None, dtype=torch.float32)
-        with fast():
+        with vit.fast_maths(cache=False):
             value = measure(model, given, 250)
         total += -math.log(value) if given.metric == "perplexity" else value
     return total / len(inputs)

@@ -76,9 +76,12 @@ def has_bfloat16() -> bool:
     return any(getattr(torch.cpu, f"_is_{what}_supported", bool)() for what in ("amx_tile", "avx512_bf16"))
 
 
-def fast_maths() -> torch.autocast:
-    """bfloat16 where the processor has instructions for it (nearly twice as fast), else float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16())
+def fast_maths(*, cache: bool = True) -> torch.autocast:
+    """bfloat16 where the processor has instructions for it (nearly twice as fast), else float32.
+
+    Without ``cache`` weights may change inside the block: their narrow copies are not kept.
+    """
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16(), cache_enabled=cache)
 
 
 def config(width: int = 128, **extra) -> ViTConfig:

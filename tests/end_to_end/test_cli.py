@@ -416,7 +416,7 @@ def test_the_index_of_a_fronts_card_is_of_the_model_in_its_folder(cli, zoo):
         record(cli.here / "front", [row | {"preference": "equal", "task": t, "value": v} for t, v in (("a", a), ("b", b))])
         assert values() == {"a": a, "b": b}
     assert load_front(cli.here / "front").card().count("value: 0.7") == 1
-    mine = card.read_text().replace("pareto-merging merge", "my model")
+    mine = card.read_text().replace("pareto-merging merge", "my own merge")
     card.write_text(mine)
     record(cli.here / "front", [row | {"preference": "equal", "task": "a", "value": 0.1}])
     assert values() == {"a": 0.7, "b": 0.8}, "an index that somebody wrote"

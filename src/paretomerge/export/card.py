@@ -94,12 +94,8 @@ def _index(method: str, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     if not results:
         return []
-    index = [{"name": f"{method}{_OURS}", "results": results}]
+    index = [{"name": f"{method} merge", "results": results}]
     return str(yaml.safe_dump({"model-index": index}, allow_unicode=True, sort_keys=False)).splitlines()
-
-
-_OURS = " merge"
-"""How the name of an index ends that we wrote."""
 
 
 def renewed(card: str, method: str, table: Sequence[str], metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -117,7 +113,7 @@ def renewed(card: str, method: str, table: Sequence[str], metrics: Sequence[Mapp
         card = "\n".join([before + begins, *table, ends + after])
     if not (found := re.match(r"---\n(.*?)^---\n", card, re.DOTALL | re.MULTILINE)):
         return card
-    ours = rf"^model-index:\n- name: [^\n]*{_OURS}['\"]?\n(?:[ -][^\n]*\n)*"
+    ours = rf"^model-index:\n- name: ['\"]?{re.escape(method)} merge['\"]?\n(?:[ -][^\n]*\n)*"  # by the name that _index gives
     metadata = re.sub(ours, "", found[1], flags=re.MULTILINE)
     if re.search(r"^model-index:", metadata, re.MULTILINE):  # somebody's own
         return card
