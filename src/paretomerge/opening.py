@@ -26,6 +26,13 @@ from paretomerge.weights.lazy import Weights
 class _Head(BaseModel):
     prefix: str
     lacks: list[str]
+    names: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _one_to_one(self) -> Self:
+        if len(set(self.names.values())) < len(self.names):
+            raise ValueError("heads: two tensors of one name")
+        return self
 
 
 class _Source(BaseModel):
@@ -107,7 +114,7 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
     for task, head in facts.heads.items():
         file = folder / HEADS / task / "head.safetensors"
         own = read_json(file.with_name("config.json"))
-        heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks))
+        heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks), head.names)
         pareto_set.on_head(task, heads[task].tensors, pareto_set.equal.tolist())  # does it fit?
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
     return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured)

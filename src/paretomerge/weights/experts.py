@@ -15,8 +15,9 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.weights.adapted import Pair
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
-from paretomerge.weights.alignment import Finding, Options, align
+from paretomerge.weights.alignment import Options, align
 from paretomerge.weights.checkpoint import Checkpoint, local, open_checkpoint
+from paretomerge.weights.findings import Finding
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 
 CHUNK = 3 << 18
@@ -41,6 +42,8 @@ class Expert:
     """This expert's own names of the tensors that stay with its task (a classification head, for instance)."""
     prefix: str = ""
     """What this expert's names carry in front of the base's (``vit.``), or lack (``-vit.``)."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """name in the base -> name in this expert, for every tensor that it has, merged or not."""
 
     @property
     def path(self) -> Path | None:
@@ -284,7 +287,7 @@ def inspect_experts(
     alignment = align(opened_base, sources, options)
     return Experts(
         base=opened_base,
-        experts=tuple(Expert(task, sources[task], a.names, a.heads, a.prefix) for task, a in alignment.experts.items()),
+        experts=tuple(Expert(task, sources[task], a.names, a.heads, a.prefix, a.own) for task, a in alignment.experts.items()),
         merged=alignment.merged,
         infos=alignment.infos,
         aliases=alignment.aliases,

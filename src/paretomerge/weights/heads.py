@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,10 +25,14 @@ class Head:
     """Before the base's names in this task's model (``vit.``); ``-vit.``: the base's names less ``vit.``."""
     lacks: tuple[str, ...] = ()
     """Tensors of the base that this task's model does not have."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """The base's names -> this task's model's, where more than the prefix differs."""
 
     def on(self, weights: Weights, dtype: torch.dtype | None = None) -> Weights:
         """The whole model of the task: shared weights under its own names, and its head."""
-        shared = weights.without(frozenset(self.lacks)).renamed(lambda name: from_base(name, self.prefix))
+        shared = weights.without(frozenset(self.lacks)).renamed(
+            lambda name: self.names.get(name, from_base(name, self.prefix))
+        )
         own = self.tensors.cast(dtype)
         return shared.replacing(own.infos, own.__getitem__)
 
@@ -40,9 +44,11 @@ def heads_of(experts: Experts) -> dict[str, Head]:
         if not expert.heads:
             continue
         lacks: tuple[str, ...] = ()
+        names: dict[str, str] = {}
         if not isinstance(expert.source, Adapter):
-            lacks = tuple(name for name in experts.infos if from_base(name, expert.prefix) not in expert.source)
-        heads[expert.task] = Head(expert.head(), expert.config, expert.prefix, lacks)
+            lacks = tuple(name for name in experts.infos if name not in expert.own)
+            names = {name: own for name, own in expert.own.items() if own != from_base(name, expert.prefix)}
+        heads[expert.task] = Head(expert.head(), expert.config, expert.prefix, lacks, names)
     return heads
 
 

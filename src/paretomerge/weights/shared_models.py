@@ -17,7 +17,6 @@ from paretomerge.weights.experts import Expert, Experts
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.live import build_model
-from paretomerge.weights.naming import from_base
 
 _ENTRIES = 1 << 20
 """Of a tensor that are copied at a time."""
@@ -130,10 +129,10 @@ def own_tensors(expert: Expert, experts: Experts, model: nn.Module) -> Iterator[
     before: dict[str, torch.Tensor] = {}
     if isinstance(expert.source, Weights):
         for name, place in live_names(names, model).items():
-            own = expert.source.infos.get(from_base(name, expert.prefix))
-            if own is not None and own.shape == state[place].shape:
+            own = expert.own.get(name)
+            if own is not None and expert.source.infos[own].shape == state[place].shape:
                 before[place] = state[place].clone()
-                state[place].copy_(expert.source[from_base(name, expert.prefix)])
+                state[place].copy_(expert.source[own])
     try:
         yield
     finally:
