@@ -62,8 +62,8 @@ def live_names(names: Iterable[str], model: nn.Module) -> dict[str, str]:
     ``attention.attention.query`` is ``attention.q_proj`` there), and only its own table knows how.
     """
     names = list(names)
-    live = set(model.state_dict())
-    prefix = prefix_between(live, set(names))
+    live = dict.fromkeys(model.state_dict())  # in order: the order of a set changes from process to process
+    prefix = prefix_between(live, dict.fromkeys(names))
     found = {name: from_base(name, prefix) for name in names if from_base(name, prefix) in live}
     if len(found) == len(names) or not hasattr(model, "base_model_prefix"):
         return found

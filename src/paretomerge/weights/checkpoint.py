@@ -20,6 +20,7 @@ from torch import Tensor
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
+from paretomerge.weights.quantised import refuse_quantised
 from paretomerge.weights.rows import StoredRows, shorter
 
 DTYPES: dict[str, torch.dtype] = {
@@ -67,6 +68,7 @@ class Checkpoint(Weights):
                     raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
                 slice_ = handle.get_slice(name)
                 if (dtype := DTYPES.get(slice_.get_dtype())) is None:
+                    refuse_quantised(path, {}, [(name, slice_.get_dtype())])
                     raise UserError(f"{file}: {name}: dtype {slice_.get_dtype()} is not supported: store it as BF16")
                 infos[name] = TensorInfo(tuple(slice_.get_shape()), dtype)
                 self.files[name] = file
@@ -111,14 +113,14 @@ class Checkpoint(Weights):
         """Number of tokens that the configuration promises, where it names one."""
         config = self.config.get("text_config") if "vocab_size" not in self.config else self.config
         size = config.get("vocab_size") if isinstance(config, dict) else None
-        return size if isinstance(size, int) else None
+        return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model folder, a ``.safetensors`` file, or a repository of the hub (``org/name`` or ``org/name@revision``).
 
     Raises:
-        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards.
+        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards, a quantised model.
     """
     path = local(path)
     if path.is_file():
@@ -126,10 +128,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             if path.suffix in {Path(pattern).suffix for pattern in _PICKLES}:
                 raise _pickled([path], path.with_suffix(".safetensors"))
             raise UserError(f"{path}: not a model folder and not a .safetensors file")
-        return Checkpoint(path, [path], {})
+        return _in_full_precision(Checkpoint(path, [path], {}))
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise UserError(f"{path}: a LoRA adapter: it can be an --expert, but the --base must be a full model")
-    return Checkpoint(path, _shards(path), read_json(path / "config.json") if (path / "config.json").exists() else {})
+    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
+    refuse_quantised(path, config)  # first: such files may hold dtypes that are not read
+    return _in_full_precision(Checkpoint(path, _shards(path), config))
+
+
+def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    refuse_quantised(checkpoint.path, {}, ((name, names[info.dtype]) for name, info in checkpoint.infos.items()))
+    return checkpoint
 
 
 def local(path: str | Path) -> Path:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
+from paretomerge.weights.finite import finite
 from paretomerge.weights.hashing import Running, hashed_as_written
 from paretomerge.weights.lazy import Weights
 
@@ -93,9 +94,18 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
     hashed: bool = False,
+    index: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` and their index, as Hugging Face does."""
+    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` and their index, as Hugging Face does.
+
+    ``index``: write it for a single file, too. Beside other .safetensors files it must be there: without it engines such as
+    vLLM read every such file in the folder.
+
+    Raises:
+        UserError: a tensor holds NaN or infinity, or overflows the dtype that it is stored in.
+    """
+    weights = finite(weights)
     shards: list[list[str]] = [[]]
     filled = 0
     for name, info in weights.infos.items():
@@ -104,16 +114,14 @@ def write_shards(
             filled = 0
         shards[-1].append(name)
         filled += info.nbytes
-    if len(shards) == 1:
-        write_safetensors(weights, folder / SINGLE, workers=workers, hashed=hashed, progress=progress)
-        return
     weight_map = {}
     for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         part = weights.without(frozenset(weights) - frozenset(names))
         write_safetensors(part, folder / file, workers=workers, hashed=hashed, progress=progress)
         weight_map.update(dict.fromkeys(names, file))
-    write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
+    if index or len(shards) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
