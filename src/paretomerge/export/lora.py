@@ -16,6 +16,7 @@ from paretomerge.export.huggingface import PROVENANCE
 from paretomerge.weights.adapted import Adapted, Compressed, Pair, compressed
 from paretomerge.weights.architecture import empty_model, live_names
 from paretomerge.weights.checkpoint import Checkpoint
+from paretomerge.weights.configuration import architecture
 from paretomerge.weights.finite import finite
 from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.writing import whole_folder, write_json, write_marker, write_safetensors
@@ -119,7 +120,7 @@ def adapter_files(
         kind = modules.get(path)
         if kind not in ("Linear", "Conv1D", "Embedding") or not name.endswith(".weight"):
             raise UserError(
-                f"{name}: is {f'a {kind}' if kind else 'no module'} of {config['architectures'][0]}; LoRA adapts Linear, "
+                f"{name}: is {f'a {kind}' if kind else 'no module'} of {architecture(config)}; LoRA adapts Linear, "
                 "Conv1D and Embedding only: pick a checkpoint instead, or fit with other targets"
             )
         if kind == "Embedding" and model.get_output_embeddings() and getattr(model.config, "tie_word_embeddings", False):
@@ -168,4 +169,4 @@ def _factor(pair: PairOf, name: str, rank: int, side: Literal["left", "right"], 
 
 def _is_causal(config: Mapping[str, Any]) -> bool:
     """Whether AutoPeftModelForCausalLM can load the adapter; other classes need no such word."""
-    return str(config["architectures"][0]).endswith(("ForCausalLM", "LMHeadModel"))
+    return architecture(config).endswith(("ForCausalLM", "LMHeadModel"))

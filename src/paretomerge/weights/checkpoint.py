@@ -19,6 +19,7 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
+from paretomerge.weights.companions import FETCHED, NOT_FETCHED
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
 from paretomerge.weights.quantised import refuse_quantised
 from paretomerge.weights.rows import StoredRows, shorter
@@ -158,9 +159,9 @@ def local(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download  # only where the hub is asked: importing it costs 0.3 s
 
     repository, _, revision = name.partition("@")
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    wanted = {"allow_patterns": list(FETCHED), "ignore_patterns": list(NOT_FETCHED)}
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision or None, **wanted))
     except Exception as error:  # whatever its client raises: offline, 404, 401, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: no such folder here, and not to be had from the hub ({reason})") from error
@@ -168,15 +169,19 @@ def local(path: str | Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a line that says what is wrong with it; a key that is given twice is wrong."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
-            raise ValueError("no regular file")
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    value = _read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object is expected, not {type(value).__name__}")
     return value
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
+            raise ValueError("no regular file")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -209,6 +214,7 @@ def _shards(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
     files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if not file.name.startswith("consolidated")] or files  # the same weights a second time
     if len(files) == 1:
         return files
     if files:
