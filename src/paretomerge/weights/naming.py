@@ -31,7 +31,8 @@ def prefix_between(names: Collection[str], base: Collection[str]) -> str:
     known = set(base)
     for prefix in votes:
         votes[prefix] = sum(to_base(name, prefix) in known for name in names)
-    best, count = max(votes.items(), key=lambda item: (item[1], item[0] == ""))
+    # of equals the shortest, then by the alphabet: names may come in any order
+    best, count = max(votes.items(), key=lambda item: (item[1], -len(item[0]), item[0]))
     return best if count > votes[""] else ""
 
 

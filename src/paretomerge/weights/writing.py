@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from paretomerge.errors import UserError
@@ -122,6 +124,23 @@ def write_shards(
         weight_map.update(dict.fromkeys(names, file))
     if index or len(shards) > 1:
         write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
+
+
+def with_index(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a folder's marker, and in the folder the index that older ones of a single file lack (``write_shards``)."""
+    contents = facts.get("contents")
+    if (folder / INDEX).exists() or not (folder / SINGLE).is_file() or not isinstance(contents, list):
+        return dict(facts)
+    with safe_open(folder / SINGLE, framework="pt") as file:
+        names = list(file.keys())
+    size = (folder / SINGLE).stat().st_size - 8 - _header_size(folder / SINGLE)
+    replace_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(names, SINGLE)})
+    return {**facts, "contents": sorted([*contents, INDEX])}
+
+
+def _header_size(file: Path) -> int:
+    with open(file, "rb") as stream:
+        return int.from_bytes(stream.read(8), "little")
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
