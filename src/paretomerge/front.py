@@ -23,6 +23,7 @@ from paretomerge.weights.adapted import Adapted, Pair
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Experts
+from paretomerge.weights.finite import finite
 from paretomerge.weights.hashing import hashed_meanwhile, hashes_of
 from paretomerge.weights.heads import Head, head_of, heads_of
 from paretomerge.weights.lazy import Weights
@@ -168,13 +169,15 @@ class Front:
                 write_companions(temporary, {}, self.companions, self.pareto_set.base)
             else:
                 with hashed_meanwhile(self.sources.files if isinstance(self.sources, Sources) else ()):
-                    write_shards(self.pareto_set.base, temporary, shard_bytes=shard_bytes, hashed=True, progress=progress)
+                    write_shards(
+                        self.pareto_set.base, temporary, shard_bytes=shard_bytes, hashed=True, index=True, progress=progress
+                    )
                 write_companions(temporary, self.config, self.companions, self.pareto_set.base)
-            write_safetensors(tensors, temporary / TENSORS, progress=progress)
+            write_safetensors(finite(tensors), temporary / TENSORS, progress=progress)
             heads = {}
             for task, head in self.heads.items():
                 (temporary / HEADS / task).mkdir(parents=True)
-                write_safetensors(head.tensors, temporary / HEADS / task / "head.safetensors")
+                write_safetensors(finite(head.tensors), temporary / HEADS / task / "head.safetensors")
                 write_json(temporary / HEADS / task / "config.json", head.config)
                 heads[task] = {"prefix": head.prefix, "lacks": list(head.lacks)} | ({"names": dict(head.names)} if head.names else {})
             (temporary / "README.md").write_text(self.card(), encoding="utf-8")

@@ -16,7 +16,7 @@ from paretomerge.provenance import paths_found_from, paths_seen_from
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
 from paretomerge.weights.checkpoint import local, open_checkpoint, read_json
 from paretomerge.weights.hashing import hashes_of
-from paretomerge.weights.writing import replace_json
+from paretomerge.weights.writing import replace_json, with_index
 
 TOLERANCE = 1e-6
 """Of metrics measured again: same machine, same libraries, same numbers; other kernels may move a prediction or two."""
@@ -134,7 +134,7 @@ def relocate(folder: str | Path, base: str | Path | None = None, experts: Mappin
         replace_json(
             folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where}
         )
-    replace_json(folder / FACTS, facts)
+    replace_json(folder / FACTS, with_index(folder, facts))
 
 
 def _same_files(path: str | Path, files: Mapping[str, str | None]) -> Path:

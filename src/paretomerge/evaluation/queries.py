@@ -18,7 +18,7 @@ from paretomerge.evaluation.results import Row
 from paretomerge.export.card import renewed
 from paretomerge.front import FACTS
 from paretomerge.weights.checkpoint import read_json
-from paretomerge.weights.writing import replace_json, write_text
+from paretomerge.weights.writing import replace_json, with_index, write_text
 
 
 class Found(NamedTuple):
@@ -114,7 +114,7 @@ def record(folder: str | Path, rows: Iterable[Row]) -> None:
     file = Path(folder).expanduser() / FACTS
     if not file.exists():
         raise UserError(f"{folder}: not a front (no {FACTS} in it)")
-    facts = read_json(file)
+    facts = with_index(file.parent, read_json(file))
     measured = {_key(row): row for row in [*facts.get("measured", []), *rows]}
     replace_json(file, {**facts, "measured": list(measured.values())})
     _renew_card(file.with_name("README.md"), facts, list(measured.values()))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from paretomerge import preferences
 from paretomerge.weights.adapted import Pair
+from paretomerge.weights.finite import check_finite
 from paretomerge.weights.lazy import Weights
 
 Preference = str | Mapping[str, float] | Sequence[float]
@@ -99,7 +100,9 @@ class ParetoSet(ABC):
             info = base.infos[name]
             wide = torch.float64 if info.dtype == torch.float64 else torch.float32
             tensor = self.base.copied(name, wide)
-            return self.shift_(name, tensor, gamma, equal).to(info.dtype)
+            moved = self.shift_(name, tensor, gamma, equal).to(info.dtype)
+            check_finite(name, moved)
+            return moved
 
         return base.replacing({name: base.infos[name] for name in base if name in names}, read)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import INDEX, SINGLE, read_json, unreadable
+from paretomerge.weights.patterns import scalings
 
 _PREFIX = "base_model.model."
 _NOT_PLAIN = {
@@ -84,6 +84,7 @@ def open_adapter(path: Path) -> Adapter:
         raise unreadable(file, error) from error
 
     factors: dict[str, Factors] = {}
+    ranks: dict[str, int] = {}
     replaced: dict[str, Tensor] = {}
     for key, a in tensors.items():
         name = key.removeprefix(_PREFIX)
@@ -103,17 +104,11 @@ def open_adapter(path: Path) -> Adapter:
                 raise UserError(
                     f"{file}: {key} {shapes} are no pair of matrices: merge it into a model first (merge_and_unload)"
                 )
-            try:
-                scale = _scale(config, module, a.shape[0])
-                if not math.isfinite(scale):
-                    raise ValueError(f"{scale}")
-            except (TypeError, ValueError, AttributeError, ArithmeticError, re.error, RecursionError) as error:
-                why = f"the scaling of {module} cannot be told from r, lora_alpha and their patterns ({error})"
-                raise UserError(f"{path / 'adapter_config.json'}: {why}: download it again") from error
             # an embedding is stored (tokens, width) but adapted as (B A)ᵀ, and so is Conv1D's (in, out)
             transposed = embedding or bool(config.get("fan_in_fan_out"))
             down, up = (a.T, b.T) if transposed else (b, a)
-            factors[f"{module}.weight"] = Factors(down.contiguous(), up.contiguous(), scale)
+            ranks[module] = a.shape[0]
+            factors[f"{module}.weight"] = Factors(down, up, 1.0)
         elif name.endswith(".lora_B.bias"):
             raise UserError(f"{file}: {key}: LoRA with its own bias (lora_bias) is not supported: merge it into a model")
         elif re.search(r"\.lora_(embedding_)?B(\.weight)?$", name):
@@ -125,6 +120,12 @@ def open_adapter(path: Path) -> Adapter:
             replaced[name.replace(".modules_to_save.default", "").replace(".base_layer.", ".")] = a
     if not factors and not replaced:
         raise UserError(f"{file}: no LoRA factors in it")
+    try:
+        scales = scalings(config, ranks)
+    except ValueError as error:
+        why = f"the scaling of a module cannot be told from r, lora_alpha and their patterns ({error})"
+        raise UserError(f"{path / 'adapter_config.json'}: {why}: download it again") from error
+    factors = {f"{module}.weight": _trimmed(factors[f"{module}.weight"], scale) for module, scale in scales.items()}
     return Adapter(path, file, config, factors, replaced)
 
 
@@ -144,15 +145,8 @@ def _supported(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
-    nominal = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
-    return float(alpha) / (math.sqrt(nominal) if config.get("use_rslora") else nominal)
-
-
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that is the module's name or a regular expression for its end."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def _trimmed(factors: Factors, scale: float) -> Factors:
+    """The factors without the zeros at their end that some tools, ours too, fill all modules up with to one rank."""
+    used = (factors.down != 0).any(0) | (factors.up != 0).any(1)
+    rank = int(used.nonzero().max()) + 1 if used.any() else 1
+    return Factors(factors.down[:, :rank].contiguous(), factors.up[:rank].contiguous(), scale)

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paretomerge.errors import UserError
+from paretomerge.weights.configuration import architecture
 from paretomerge.weights.naming import from_base, prefix_between
+from paretomerge.weights.pretrained import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,12 +26,12 @@ def model_class(config: Mapping[str, Any]) -> Any:
     """
     import transformers
 
-    names = config.get("architectures") or []
-    if not names:
+    if not (name := architecture(config)):
         raise UserError('the model\'s config.json names no architecture: add its class under "architectures"')
-    found = getattr(transformers, str(names[0]), None)
-    if found is None:
-        raise UserError(f"{names[0]}: not in transformers {transformers.__version__}: load the folder with its own code")
+    with one_line(f"{name}: transformers cannot load its code"):
+        found = getattr(transformers, name, None)
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise UserError(f"{name}: not in transformers {transformers.__version__}: load the folder with its own code")
     return found
 
 
@@ -41,19 +43,15 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     kind = fields.pop("model_type", None)
     if kind is None:
         raise UserError("the model's config.json has no model_type: transformers cannot build it")
-    return AutoConfig.for_model(kind, **fields)
+    with one_line("transformers cannot read the model's config.json"):
+        return AutoConfig.for_model(kind, **fields)
 
 
 def empty_model(config: Mapping[str, Any]) -> PreTrainedModel:
     """The model that a configuration describes, on the meta device: modules and names, no memory."""
     cls = model_class(config)
-    try:
-        with torch.device("meta"):
-            return cls(transformers_config(config))
-    except UserError:
-        raise
-    except Exception as error:  # whatever an odd configuration makes go wrong in there
-        raise UserError(f"transformers cannot build {cls.__name__} from the model's config.json: {error}") from error
+    with one_line(f"transformers cannot build {cls.__name__} from the model's config.json"), torch.device("meta"):
+        return cls(transformers_config(config))
 
 
 @dataclass(frozen=True)
@@ -78,8 +76,8 @@ def live_names(names: Iterable[str], model: nn.Module) -> dict[str, str]:
 def loaded_names(names: Iterable[str], model: nn.Module) -> LoadedNames:
     """The same, and what is joined or cut: the single experts of a mixture, which transformers 5 keeps in one tensor."""
     names = list(names)
-    live = set(model.state_dict())
-    prefix = prefix_between(live, set(names))
+    live = dict.fromkeys(model.state_dict())  # in order: the order of a set changes from process to process
+    prefix = prefix_between(live, dict.fromkeys(names))
     found = {name: from_base(name, prefix) for name in names if from_base(name, prefix) in live}
     if len(found) == len(names) or not hasattr(model, "base_model_prefix"):
         return LoadedNames(found, {})

@@ -19,7 +19,9 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
+from paretomerge.weights.companions import FETCHED, NOT_FETCHED
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
+from paretomerge.weights.quantised import refuse_quantised
 from paretomerge.weights.rows import StoredRows, shorter
 
 DTYPES: dict[str, torch.dtype] = {
@@ -67,6 +69,7 @@ class Checkpoint(Weights):
                     raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
                 slice_ = handle.get_slice(name)
                 if (dtype := DTYPES.get(slice_.get_dtype())) is None:
+                    refuse_quantised(path, {}, [(name, slice_.get_dtype())])
                     raise UserError(f"{file}: {name}: dtype {slice_.get_dtype()} is not supported: store it as BF16")
                 infos[name] = TensorInfo(tuple(slice_.get_shape()), dtype)
                 self.files[name] = file
@@ -111,14 +114,14 @@ class Checkpoint(Weights):
         """Number of tokens that the configuration promises, where it names one."""
         config = self.config.get("text_config") if "vocab_size" not in self.config else self.config
         size = config.get("vocab_size") if isinstance(config, dict) else None
-        return size if isinstance(size, int) else None
+        return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model folder, a ``.safetensors`` file, or a repository of the hub (``org/name`` or ``org/name@revision``).
 
     Raises:
-        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards.
+        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards, a quantised model.
     """
     path = local(path)
     if path.is_file():
@@ -126,10 +129,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             if path.suffix in {Path(pattern).suffix for pattern in _PICKLES}:
                 raise _pickled([path], path.with_suffix(".safetensors"))
             raise UserError(f"{path}: not a model folder and not a .safetensors file")
-        return Checkpoint(path, [path], {})
+        return _in_full_precision(Checkpoint(path, [path], {}))
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise UserError(f"{path}: a LoRA adapter: it can be an --expert, but the --base must be a full model")
-    return Checkpoint(path, _shards(path), read_json(path / "config.json") if (path / "config.json").exists() else {})
+    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
+    refuse_quantised(path, config)  # first: such files may hold dtypes that are not read
+    return _in_full_precision(Checkpoint(path, _shards(path), config))
+
+
+def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    refuse_quantised(checkpoint.path, {}, ((name, names[info.dtype]) for name, info in checkpoint.infos.items()))
+    return checkpoint
 
 
 def local(path: str | Path) -> Path:
@@ -148,9 +159,9 @@ def local(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download  # only where the hub is asked: importing it costs 0.3 s
 
     repository, _, revision = name.partition("@")
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    wanted = {"allow_patterns": list(FETCHED), "ignore_patterns": list(NOT_FETCHED)}
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision or None, **wanted))
     except Exception as error:  # whatever its client raises: offline, 404, 401, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: no such folder here, and not to be had from the hub ({reason})") from error
@@ -158,15 +169,19 @@ def local(path: str | Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a line that says what is wrong with it; a key that is given twice is wrong."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
-            raise ValueError("no regular file")
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    value = _read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object is expected, not {type(value).__name__}")
     return value
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
+            raise ValueError("no regular file")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -199,6 +214,7 @@ def _shards(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
     files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if not file.name.startswith("consolidated")] or files  # the same weights a second time
     if len(files) == 1:
         return files
     if files:

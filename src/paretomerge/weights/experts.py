@@ -16,6 +16,7 @@ from paretomerge.errors import UserError
 from paretomerge.weights.adapted import Pair
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
 from paretomerge.weights.alignment import Options, align
+from paretomerge.weights.beside import bases_of_adapters, modules_not_merged
 from paretomerge.weights.checkpoint import Checkpoint, local, open_checkpoint
 from paretomerge.weights.findings import Finding
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
@@ -285,13 +286,14 @@ def inspect_experts(
     else:
         opened_base = open_checkpoint(base) if isinstance(base, str | Path) else Weights.of(base)
     alignment = align(opened_base, sources, options)
+    more = [*bases_of_adapters(base, opened_base, sources, options), *modules_not_merged(opened_base)]
     return Experts(
         base=opened_base,
         experts=tuple(Expert(task, sources[task], a.names, a.heads, a.prefix, a.own) for task, a in alignment.experts.items()),
         merged=alignment.merged,
         infos=alignment.infos,
         aliases=alignment.aliases,
-        findings=alignment.findings,
+        findings=(*alignment.findings, *more),
     )
 
 

@@ -28,7 +28,8 @@ def prefix_between(names: Collection[str], base: Collection[str]) -> str:
     lacked = Counter(start for name in known for start, rest in _cuts(name) if rest in own)
     votes = {prefix: count + plain - lost[prefix] for prefix, count in carried.items()}
     votes |= {f"-{prefix}": count for prefix, count in lacked.items()}
-    best, count = max(votes.items(), key=lambda item: item[1], default=("", 0))
+    # of equals the shortest, then by the alphabet: names may come in any order
+    best, count = max(votes.items(), key=lambda item: (item[1], -len(item[0]), item[0]), default=("", 0))
     return best if count > plain else ""
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from paretomerge.errors import UserError
 from paretomerge.weights.architecture import live_names
+from paretomerge.weights.configuration import architecture
 from paretomerge.weights.experts import Expert, Experts
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import TensorInfo, Weights
@@ -40,7 +41,7 @@ class SharedModels:
         """``names`` are shared; ``dtype``: of all weights (None: as they are stored)."""
         base = experts.base.cast(dtype).without(frozenset(experts.base) - frozenset(experts.infos))
         config = getattr(experts.base, "config", {})
-        if not config.get("architectures") and not heads:
+        if not architecture(config) and not heads:
             raise UserError("the base has no config.json that names an architecture: a model cannot be built of it")
         self.weights: dict[str, nn.Parameter] = {}
         self.models: dict[str, nn.Module] = {}

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
+from paretomerge.weights.finite import finite
 from paretomerge.weights.hashing import Running, hashed_as_written
 from paretomerge.weights.lazy import Weights
 
@@ -93,9 +96,18 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
     hashed: bool = False,
+    index: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` and their index, as Hugging Face does."""
+    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` and their index, as Hugging Face does.
+
+    ``index``: write it for a single file, too. Beside other .safetensors files it must be there: without it engines such as
+    vLLM read every such file in the folder.
+
+    Raises:
+        UserError: a tensor holds NaN or infinity, or overflows the dtype that it is stored in.
+    """
+    weights = finite(weights)
     shards: list[list[str]] = [[]]
     filled = 0
     for name, info in weights.infos.items():
@@ -104,16 +116,31 @@ def write_shards(
             filled = 0
         shards[-1].append(name)
         filled += info.nbytes
-    if len(shards) == 1:
-        write_safetensors(weights, folder / SINGLE, workers=workers, hashed=hashed, progress=progress)
-        return
     weight_map = {}
     for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         part = weights.without(frozenset(weights) - frozenset(names))
         write_safetensors(part, folder / file, workers=workers, hashed=hashed, progress=progress)
         weight_map.update(dict.fromkeys(names, file))
-    write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
+    if index or len(shards) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
+
+
+def with_index(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a folder's marker, and in the folder the index that older ones of a single file lack (``write_shards``)."""
+    contents = facts.get("contents")
+    if (folder / INDEX).exists() or not (folder / SINGLE).is_file() or not isinstance(contents, list):
+        return dict(facts)
+    with safe_open(folder / SINGLE, framework="pt") as file:
+        names = list(file.keys())
+    size = (folder / SINGLE).stat().st_size - 8 - _header_size(folder / SINGLE)
+    replace_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(names, SINGLE)})
+    return {**facts, "contents": sorted([*contents, INDEX])}
+
+
+def _header_size(file: Path) -> int:
+    with open(file, "rb") as stream:
+        return int.from_bytes(stream.read(8), "little")
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
