@@ -201,6 +201,8 @@ def _fit_on_data(
 ) -> Front:
     from paretomerge.fitting.events import events
     from paretomerge.fitting.on_data import FITS_ON_DATA, OF_COEFFICIENTS, PRESETS
+    from paretomerge.fitting.processes import world
+    from paretomerge.locking import run_folder
 
     if method in FITS and method not in FITS_ON_DATA:
         raise UserError(f"{method} is made in closed form: if the data are for its base merge (on), say so with closed_form")
@@ -221,7 +223,8 @@ def _fit_on_data(
         raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
     objective = settings.get("objective", known["objective"].default if "objective" in known else None)
     labels = objective == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
-    with events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
+    alone = run_folder(run.folder if world()[0] == 0 else None)
+    with alone, events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
         tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
         _tell(tasks, run.say)
         if on is not None:

@@ -61,6 +61,8 @@ class Front:
     """The folder's tensor files and their SHA-256."""
     measured: tuple[Row, ...] = ()
     """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
+    identity: str | None = None
+    """Of the set in ``folder`` (see ``changing.identity_of``)."""
     _applied: WeakKeyDictionary[nn.Module, Tensor] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
     _head_of: WeakKeyDictionary[nn.Module, str | None] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
     _names: WeakKeyDictionary[nn.Module, dict[str, str]] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
