@@ -22,6 +22,7 @@ from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 if TYPE_CHECKING:
     from paretomerge.evaluation.tasks import DataSpec, Task
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from paretomerge.sets.searched import Searched
 
 
+@reading()
 def merge(
     experts: Experts,
     method: str = "task_arithmetic",
@@ -62,6 +64,7 @@ def merge(
     return function(experts, tasks, say=say, **checked)
 
 
+@reading()
 def fit(
     experts: Experts,
     method: str = "pareto-merging",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, cast
 
@@ -22,6 +23,7 @@ from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_jso
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 
 class _Head(BaseModel):
@@ -91,13 +93,14 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
     while True:
         before = _place(folder)
         try:
-            front = _opened(folder, base)
+            with reading() as files:
+                front = _opened(folder, base)
         except UserError:
             if _place(folder) == before:
                 raise
             continue
         if _place(folder) == before:  # otherwise another front took its place meanwhile, and this is half of each
-            return front
+            return replace(front, states=frozenset(files))
 
 
 def _place(folder: Path) -> tuple[int, int] | None:

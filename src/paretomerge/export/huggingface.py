@@ -9,6 +9,7 @@ from typing import Any
 
 from paretomerge.export.card import model_card
 from paretomerge.weights.lazy import Weights, main_dtype
+from paretomerge.weights.unchanged import check_unchanged, states_of
 from paretomerge.weights.writing import Progress, whole_folder, write_json, write_marker, write_shards
 
 PROVENANCE = "paretomerge.json"
@@ -53,7 +54,9 @@ def write_companions(folder: Path, config: Mapping[str, Any], companions: Path |
         for pattern in _COMPANIONS:
             for file in sorted(companions.glob(pattern)):
                 if file.is_file() and not any(file.match(other) for other in _NOT_COMPANIONS):
+                    before = states_of((file,))
                     shutil.copyfile(file, folder / file.name)
+                    check_unchanged(before)
     if config:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         name = str(main_dtype(weights)).removeprefix("torch.")

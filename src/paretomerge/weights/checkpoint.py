@@ -21,6 +21,7 @@ from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
 from paretomerge.weights.rows import StoredRows, shorter
+from paretomerge.weights.unchanged import States, states_of, touched
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -50,8 +51,10 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 class Checkpoint(Weights):
     """Weights in files: ``path``, the parsed ``config`` ({} where there is none) and ``files`` (name -> file)."""
 
-    def __init__(self, path: Path, files: list[Path], config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, files: list[Path], config: Mapping[str, Any], beside: States = frozenset()) -> None:
+        """``beside``: the states of what was read already, ``config.json`` for instance."""
         self.path = path
+        self.states: States = beside | states_of(files)
         self.config = dict(config)
         self.files: dict[str, Path] = {}
         self._starts: dict[Path, dict[str, int]] = {}  # where in its file each tensor begins
@@ -72,8 +75,10 @@ class Checkpoint(Weights):
                 self.files[name] = file
 
         self._states = {file: os.stat(file) for file in files}
+        touched(self.states)
 
         def read(name: str) -> Tensor:
+            touched(self.states)
             file = self.files[name]
             if _shrunk(file, self._states[file].st_size):
                 raise UserError(shorter(file))
@@ -92,6 +97,7 @@ class Checkpoint(Weights):
     def matrix(self, name: str) -> Rows:
         """Tensor ``name`` in slices of rows that are read from its file, not from the map: so a large model streams."""
         file = self.files[name]
+        touched(self.states)
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # it has vanished: the map keeps it
@@ -129,7 +135,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return Checkpoint(path, [path], {})
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise UserError(f"{path}: a LoRA adapter: it can be an --expert, but the --base must be a full model")
-    return Checkpoint(path, _shards(path), read_json(path / "config.json") if (path / "config.json").exists() else {})
+    beside = states_of((path / "config.json", path / INDEX))
+    return Checkpoint(path, _shards(path), read_json(path / "config.json") if (path / "config.json").exists() else {}, beside)
 
 
 def local(path: str | Path) -> Path:

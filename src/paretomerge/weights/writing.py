@@ -20,6 +20,7 @@ from paretomerge.locking import locked
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
 from paretomerge.weights.hashing import Running, hashed_as_written
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 SHARD_BYTES = 5 * 10**9
 """Hugging Face's usual largest shard."""
@@ -191,7 +192,8 @@ def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterato
         except OSError as error:
             raise UserError(f"{target}: cannot be written ({error.strerror})") from error
         try:
-            yield beside
+            with reading():
+                yield beside
             _sync(beside)
             with locked(target) if target.is_dir() else nullcontext():
                 _may_write(target, overwrite)  # another process may have been there meanwhile
