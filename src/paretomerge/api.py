@@ -22,6 +22,7 @@ from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 if TYPE_CHECKING:
     from paretomerge.evaluation.tasks import DataSpec, Task
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from paretomerge.sets.searched import Searched
 
 
+@reading()
 def merge(
     experts: Experts,
     method: str = "task_arithmetic",
@@ -62,6 +64,7 @@ def merge(
     return function(experts, tasks, say=say, **checked)
 
 
+@reading()
 def fit(
     experts: Experts,
     method: str = "pareto-merging",
@@ -201,6 +204,8 @@ def _fit_on_data(
 ) -> Front:
     from paretomerge.fitting.events import events
     from paretomerge.fitting.on_data import FITS_ON_DATA, OF_COEFFICIENTS, PRESETS
+    from paretomerge.fitting.processes import world
+    from paretomerge.locking import run_folder
 
     if method in FITS and method not in FITS_ON_DATA:
         raise UserError(f"{method} is made in closed form: if the data are for its base merge (on), say so with closed_form")
@@ -221,7 +226,8 @@ def _fit_on_data(
         raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
     objective = settings.get("objective", known["objective"].default if "objective" in known else None)
     labels = objective == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
-    with events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
+    alone = run_folder(run.folder if world()[0] == 0 else None)
+    with alone, events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
         tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
         _tell(tasks, run.say)
         if on is not None:

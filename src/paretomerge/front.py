@@ -28,6 +28,7 @@ from paretomerge.weights.hashing import hashed_meanwhile, hashes_of
 from paretomerge.weights.heads import Head, head_of, heads_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import build_model
+from paretomerge.weights.unchanged import States, reading, touched
 from paretomerge.weights.writing import (
     SHARD_BYTES,
     Progress,
@@ -62,6 +63,10 @@ class Front:
     """The folder's tensor files and their SHA-256."""
     measured: tuple[Row, ...] = ()
     """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
+    identity: str | None = None
+    """Of the set in ``folder`` (see ``changing.identity_of``)."""
+    states: States = frozenset()
+    """The files that were opened, as they were then."""
     _applied: WeakKeyDictionary[nn.Module, Tensor] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
     _head_of: WeakKeyDictionary[nn.Module, str | None] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
     _names: WeakKeyDictionary[nn.Module, dict[str, str]] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
@@ -78,6 +83,7 @@ class Front:
 
     def at(self, preference: Preference, dtype: torch.dtype | None = None, head: str | None = None) -> Weights:
         """θ(γ), lazily; with ``head`` the whole model of that task, in its own naming (see ``ParetoSet.at``)."""
+        touched(self.states)
         weights = self.pareto_set.at(preference, dtype)
         if head is None:
             return weights
@@ -92,7 +98,8 @@ class Front:
             head: the task whose model it is to be; None: the base's class.
             dtype: of its weights; None: as the front stores them (half precision is slow on most CPUs).
         """
-        model = build_model(self.at(preference, dtype, head), self._config(head))
+        with reading():
+            model = build_model(self.at(preference, dtype, head), self._config(head))
         self._applied[model] = self.pareto_set.preference(preference)
         self._head_of[model] = head
         return model
@@ -163,6 +170,7 @@ class Front:
         tensors, facts = self.pareto_set.stored()
         adapter = None if copy_base else self._equal_adapter()
         with whole_folder(folder, overwrite=FACTS if overwrite else None) as temporary:
+            touched(self.states)
             if adapter:
                 write_safetensors(adapter[0], temporary / "adapter_model.safetensors", progress=progress)
                 write_json(temporary / "adapter_config.json", adapter[1])

@@ -63,7 +63,7 @@ def evaluate(
     """
     from paretomerge import api
     from paretomerge.evaluation.evaluate import evaluate_by, sampled, standard_preferences
-    from paretomerge.evaluation.queries import record
+    from paretomerge.evaluation.recording import check_recordable, record_or_keep
     from paretomerge.opening import load_front
     from paretomerge.options import check_options
     from paretomerge.recipe import combined, option_values
@@ -97,6 +97,8 @@ def evaluate(
     if experts and not tasks:
         raise UserError("--experts goes with --data")
     sources = experts * (len(opened.tasks) + 1)
+    if not dry:
+        check_recordable(opened, (len(wanted) + sources) * len(names))
     with progress("measuring", (len(wanted) + sources) * len(names), 0, quiet) as tick:
         told = (lambda row: tick(row["task"], 0)) if tick else None
         rows = evaluate_by(
@@ -108,12 +110,13 @@ def evaluate(
 
             each = list(tasks.values())
             rows += evaluate_sources(opened, each, seed=seed, **placed, progress=told)
-    if not dry:
-        record(front, rows)
+    lost = None if dry else record_or_keep(opened, rows)
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
-    elif not quiet:
+    elif not quiet or lost:
         show_rows(rows)
+    if lost:
+        raise lost
 
 
 def _wanted(front: Front, found: Mapping[str, DataSpec | str], flags: Sequence[str] | None) -> dict[str, DataSpec | str]:

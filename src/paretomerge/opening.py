@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ValidationError, model_validator
 
 from paretomerge import preferences
+from paretomerge.changing import identity_of
 from paretomerge.errors import UserError
 from paretomerge.evaluation.results import Row
 from paretomerge.front import FACTS, FORMAT, HEADS, TENSORS, Front
@@ -21,6 +23,7 @@ from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_jso
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 
 class _Head(BaseModel):
@@ -94,6 +97,29 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
         UserError: no front there, one of a later format, or one that is damaged.
     """
     folder = Path(folder).expanduser()
+    while True:
+        before = _place(folder)
+        try:
+            with reading() as files:
+                front = _opened(folder, base)
+        except UserError:
+            if _place(folder) == before:
+                raise
+            continue
+        if _place(folder) == before:  # otherwise another front took its place meanwhile, and this is half of each
+            return replace(front, states=frozenset(files))
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    """Which folder it is that has this name."""
+    try:
+        facts = os.stat(folder)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _opened(folder: Path, base: str | Path | None) -> Front:
     if not (folder / FACTS).exists():
         raise UserError(f"{folder}: not a front (no {FACTS} in it): make one with paretomerge fit")
     raw = read_json(folder / FACTS)
@@ -117,7 +143,7 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
         heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks), head.names)
         pareto_set.on_head(task, heads[task].tensors, pareto_set.equal.tolist())  # does it fit?
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
-    return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured)
+    return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured, identity_of(raw))
 
 
 def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> tuple[Weights, Mapping[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from paretomerge.changing import changing
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import evaluate_by
 from paretomerge.evaluation.evaluators import OnTasks
@@ -117,24 +118,25 @@ def relocate(folder: str | Path, base: str | Path | None = None, experts: Mappin
         UserError: other files, or a task that the front has not.
     """
     folder = Path(folder).expanduser()
-    facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
-    refers = facts.get("origin") is not None
+    before = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+    refers = before.get("origin") is not None
     front = load_front(folder, base=base if refers else None)  # on the new base its tensors fit
     if unknown := sorted(set(experts or {}) - set(front.sources["experts"])):
         raise UserError(f"{unknown[0]}: no expert of this front (its experts: {', '.join(front.sources['experts'])})")
-    recorded = facts["sources"]
-    moved = {task: (recorded["experts"][task], path) for task, path in (experts or {}).items()}
+    moved = {task: (before["sources"]["experts"][task], path) for task, path in (experts or {}).items()}
     if base is not None:
-        moved[""] = recorded["base"], base
-    for source, path in moved.values():
-        source["path"] = str(_same_files(path, source["files"]))
-    facts["sources"] = paths_seen_from(folder, paths_found_from(folder, recorded))
-    if base is not None and refers:
-        facts["origin"] = where = str(local(base).resolve())
-        replace_json(
-            folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where}
-        )
-    replace_json(folder / FACTS, with_index(folder, facts))
+        moved[""] = before["sources"]["base"], base
+    places = {task: str(_same_files(path, source["files"])) for task, (source, path) in moved.items()}
+    with changing(folder, front.identity) as facts:
+        for task, place in places.items():
+            source = facts["sources"]["experts"][task] if task else facts["sources"]["base"]
+            source["path"] = place
+        facts["sources"] = paths_seen_from(folder, paths_found_from(folder, facts["sources"]))
+        if base is not None and refers:
+            facts["origin"] = where = str(local(base).resolve())
+            adapter = folder / "adapter_config.json"
+            replace_json(adapter, {**read_json(adapter), "base_model_name_or_path": where})
+        replace_json(folder / FACTS, with_index(folder, facts))
 
 
 def _same_files(path: str | Path, files: Mapping[str, str | None]) -> Path:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, Any
 
 from paretomerge.evaluation.outcomes import Failed
+from paretomerge.leftovers import folder_for as folder_for
+from paretomerge.leftovers import left_behind as left_behind
+from paretomerge.leftovers import remove_folder as remove_folder
 
 _KEPT = 1 << 22
 """Of what a command prints, the last bytes that are looked at."""
@@ -70,21 +71,6 @@ def last_object(text: str) -> dict[str, Any] | None:
         except (ValueError, RecursionError):
             end = start + 1
         start = text.find("{", end)
-    return found
-
-
-def folder_for(inside: Path | None) -> Path:
-    """An empty folder for one checkpoint."""
-    if inside is not None:
-        inside.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="paretomerge-model-", dir=inside)).absolute()  # a command may go elsewhere
-
-
-def left_behind(inside: Path) -> Sequence[Path]:
-    """Checkpoints that a killed search has not removed; they are."""
-    found = [path for path in inside.glob("paretomerge-model-*") if path.is_dir()]
-    for path in found:
-        shutil.rmtree(path, ignore_errors=True)
     return found
 
 

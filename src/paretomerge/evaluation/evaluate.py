@@ -24,6 +24,7 @@ from paretomerge.evaluation.tasks import Task
 from paretomerge.evaluation.work import Judge, Work
 from paretomerge.fitting.objectives import Predictions, entropy
 from paretomerge.front import Front
+from paretomerge.weights.unchanged import reading, touched
 
 __all__ = [
     "Selection",
@@ -133,7 +134,8 @@ def evaluate_by(
     names = tuple(objective.task for objective in judge.objectives)
     models = FrontModels(front.pareto_set, names, front.config, front.heads, front.companions, dtype)
     rows: dict[tuple[str, int], Row] = {}
-    with pool_of(Work(judge, models), workers=workers, ray=ray, gpus=gpus) as pool:
+    with reading(replaced=True), pool_of(Work(judge, models), workers=workers, ray=ray, gpus=gpus) as pool:
+        touched(front.states)
         for number, outcome in pool([(gammas[group[0]], names) for group in groups]):
             if outcome.mistake:
                 raise UserError(outcome.message)
@@ -170,6 +172,7 @@ def sampled(tasks: Sequence[str], n: int, seed: int = 0) -> list[str]:
     return list(found)[:n]
 
 
+@reading(replaced=True)
 @torch.inference_mode()
 def select_unseen(
     front: Front,

@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import os
 import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
@@ -241,7 +240,7 @@ class ByCommand:
                 given = shell.run(line, timeout=self.timeout)
                 return checked(given, self.objectives, tasks)
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                shell.remove_folder(folder)
 
         return measured
 

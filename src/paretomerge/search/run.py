@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from paretomerge.errors import Stopped, UserError
-from paretomerge.evaluation.command import left_behind
 from paretomerge.evaluation.directions import row_of
 from paretomerge.evaluation.evaluate import sampled, standard_preferences
 from paretomerge.evaluation.parallel import pool_of
 from paretomerge.evaluation.results import Row
 from paretomerge.evaluation.work import Judge, Work
+from paretomerge.leftovers import left_behind
 from paretomerge.provenance import sources_of
 from paretomerge.search.evaluations import Evaluations, Report
 from paretomerge.search.merged import ingredients_of
@@ -72,13 +72,13 @@ def evaluator_for(
     folder = run.folder
     if run.resume and (folder is None or not (folder / FILE).exists()):
         raise UserError(f"{folder or 'no folder is given'}: no evaluations to go on from")
-    if folder is not None and (gone := left_behind(folder)):
-        run.say(f"removed {len(gone)} checkpoints that a killed run left in {folder}")
     made: list[Evaluations] = []
     with ExitStack() as stack, _stoppable(made, folder):
         store = Store(folder, facts)
         stack.callback(store.close)
-        if folder is not None:
+        if folder is not None:  # it is ours alone as long as the store is open
+            if gone := left_behind(folder):
+                run.say(f"removed {len(gone)} checkpoints that a killed run left in {folder}")
             stack.callback(left_behind, folder)  # of workers that were stopped in the middle
         if store.found:
             run.say(f"{store.found} evaluations of earlier runs are in {folder}, and are used again")

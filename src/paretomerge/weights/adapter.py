@@ -14,6 +14,7 @@ from torch import Tensor
 from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import INDEX, SINGLE, read_json, unreadable
 from paretomerge.weights.patterns import scalings
+from paretomerge.weights.unchanged import States, states_of, touched
 
 _PREFIX = "base_model.model."
 _NOT_PLAIN = {
@@ -58,6 +59,8 @@ class Adapter:
     config: dict[str, Any]
     factors: dict[str, Factors]
     replaced: dict[str, Tensor]
+    states: States = frozenset()
+    """Of its two files, as they were opened."""
 
 
 def is_adapter(path: Path) -> bool:
@@ -73,9 +76,10 @@ def open_adapter(path: Path) -> Adapter:
     Raises:
         UserError: not LoRA, DoRA, a damaged or pickled file, factors that do not pair up.
     """
+    file = path / "adapter_model.safetensors"
+    states = states_of((path / "adapter_config.json", file))
     config = read_json(path / "adapter_config.json")
     _supported(path, config)
-    file = path / "adapter_model.safetensors"
     if not file.exists():
         raise UserError(f"{file}: missing; adapters pickled as .bin are not read: save it again with a current peft")
     try:
@@ -126,7 +130,8 @@ def open_adapter(path: Path) -> Adapter:
         why = f"the scaling of a module cannot be told from r, lora_alpha and their patterns ({error})"
         raise UserError(f"{path / 'adapter_config.json'}: {why}: download it again") from error
     factors = {f"{module}.weight": _trimmed(factors[f"{module}.weight"], scale) for module, scale in scales.items()}
-    return Adapter(path, file, config, factors, replaced)
+    touched(states)
+    return Adapter(path, file, config, factors, replaced, states)
 
 
 def _supported(path: Path, config: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from paretomerge.weights.companions import FETCHED, NOT_FETCHED
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
 from paretomerge.weights.quantised import refuse_quantised
 from paretomerge.weights.rows import StoredRows, shorter
+from paretomerge.weights.unchanged import States, states_of, touched
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -52,8 +53,10 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 class Checkpoint(Weights):
     """Weights in files: ``path``, the parsed ``config`` ({} where there is none) and ``files`` (name -> file)."""
 
-    def __init__(self, path: Path, files: list[Path], config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, files: list[Path], config: Mapping[str, Any], beside: States = frozenset()) -> None:
+        """``beside``: the states of what was read already, ``config.json`` for instance."""
         self.path = path
+        self.states: States = beside | states_of(files)
         self.config = dict(config)
         self.files: dict[str, Path] = {}
         self._starts: dict[Path, dict[str, int]] = {}  # where in its file each tensor begins
@@ -75,8 +78,10 @@ class Checkpoint(Weights):
                 self.files[name] = file
 
         self._states = {file: os.stat(file) for file in files}
+        touched(self.states)
 
         def read(name: str) -> Tensor:
+            touched(self.states)
             file = self.files[name]
             if _shrunk(file, self._states[file].st_size):
                 raise UserError(shorter(file))
@@ -95,6 +100,7 @@ class Checkpoint(Weights):
     def matrix(self, name: str) -> Rows:
         """Tensor ``name`` in slices of rows that are read from its file, not from the map: so a large model streams."""
         file = self.files[name]
+        touched(self.states)
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # it has vanished: the map keeps it
@@ -132,9 +138,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return _in_full_precision(Checkpoint(path, [path], {}))
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise UserError(f"{path}: a LoRA adapter: it can be an --expert, but the --base must be a full model")
+    beside = states_of((path / "config.json", path / INDEX))
     config = read_json(path / "config.json") if (path / "config.json").exists() else {}
     refuse_quantised(path, config)  # first: such files may hold dtypes that are not read
-    return _in_full_precision(Checkpoint(path, _shards(path), config))
+    return _in_full_precision(Checkpoint(path, _shards(path), config, beside))
 
 
 def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:

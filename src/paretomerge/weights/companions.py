@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from paretomerge.errors import UserError
+from paretomerge.weights.unchanged import check_unchanged, states_of
 
 PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "*.spm", "*.bpe", "*.codes")
 """Configurations, tokenizers of all kinds, chat templates, and the code of models that bring their own."""
@@ -30,13 +31,19 @@ def copy_companions(source: Path, folder: Path) -> None:
     for pattern in PATTERNS:
         for file in sorted(source.glob(pattern)):
             if file.is_file() and not any(file.match(other) for other in _NOT_COPIED):
-                shutil.copyfile(file, folder / file.name)
+                _copy(file, folder / file.name)
     for name in (_TEMPLATES, *module_folders(source)):
         for file in sorted((source / name).rglob("*")):
             target = folder / file.relative_to(source)
             if file.is_file() and not target.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target)
+                _copy(file, target)
+
+
+def _copy(file: Path, target: Path) -> None:
+    before = states_of((file,))
+    shutil.copyfile(file, target)
+    check_unchanged(before)
 
 
 def module_folders(source: Path) -> Iterator[str]:

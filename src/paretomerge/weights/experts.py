@@ -20,6 +20,7 @@ from paretomerge.weights.beside import bases_of_adapters, modules_not_merged
 from paretomerge.weights.checkpoint import Checkpoint, local, open_checkpoint
 from paretomerge.weights.findings import Finding
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
+from paretomerge.weights.unchanged import touched
 
 CHUNK = 3 << 18
 """Entries of base and experts together that are merged at a time: few enough to stay in cache with what is made of them, and
@@ -61,8 +62,14 @@ class Expert:
         files = getattr(self.source, "files", {})
         return str(files.get(self.names.get(name, name), f"expert {self.task}"))
 
+    def _touch(self) -> None:
+        """An adapter's tensors are views of its file, as a checkpoint's are, which tells that by itself."""
+        if isinstance(self.source, Adapter):
+            touched(self.source.states)
+
     def stored(self, name: str) -> Tensor:
         """What this expert's file holds for the base's tensor ``name``: the tensor, or both LoRA factors, flat."""
+        self._touch()
         own = self.names[name]
         if not isinstance(self.source, Adapter):
             return self.source[own]
@@ -71,6 +78,7 @@ class Expert:
 
     def whole(self, name: str) -> Tensor | None:
         """θ_k of the base's tensor ``name`` as its file has it; None: this expert lacks it or has it as LoRA factors."""
+        self._touch()
         own = self.names.get(name)
         if own is None or (isinstance(self.source, Adapter) and own in self.source.factors):
             return None
@@ -81,6 +89,7 @@ class Expert:
 
         Of another vocabulary only the rows that the base has count; those that the expert lacks are zero.
         """
+        self._touch()
         if len(shape) != 2:
             return None
         if name not in self.names:
@@ -95,6 +104,7 @@ class Expert:
 
     def head(self) -> Weights:
         """The tensors that stay with the task, under this expert's own names."""
+        self._touch()
         if isinstance(self.source, Adapter):
             return Weights.of({name: self.source.replaced[name] for name in self.heads})
         return self.source.without(frozenset(self.source) - frozenset(self.heads))
@@ -105,6 +115,7 @@ class Expert:
         The filler takes (rows, base rows in fp32 (m, n), out (m, n)). A tensor with fewer rows than the base's (a smaller
         vocabulary) has v = 0 on the rows it lacks; rows beyond the base's are left out.
         """
+        self._touch()
         if name not in self.names:
             return None
         own = self.names[name]

@@ -6,11 +6,9 @@ import ctypes
 import errno
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.leftovers import is_leftover, set_aside, sweep, temporary
+from paretomerge.locking import locked
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
 from paretomerge.weights.finite import finite
 from paretomerge.weights.hashing import Running, hashed_as_written
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 SHARD_BYTES = 5 * 10**9
 """Hugging Face's usual largest shard."""
@@ -183,14 +184,12 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, text)
-        os.replace(temporary, path)
+        with temporary(path) as beside:
+            _write(beside, text)
+            os.replace(beside, path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
@@ -198,9 +197,9 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterator[Path]:
     """A folder to write into, which becomes ``target`` only when the block ends well; until then there is none.
 
-    It is written beside the target and renamed; what it replaces changes places with it in the same moment. If the process
-    is killed, the target is absent (or the old one), and a ``.NAME.writing-…`` folder is left that is safe to delete. Of
-    several processes that write one target, one wins, whole.
+    It is written beside the target and renamed; what it replaces changes places with it in the same moment, under its lock. If
+    the process is killed, the target is absent (or the old one), and a ``.NAME.writing-…`` folder is left, which the next
+    writer of the target removes. Of several processes that write one target, one wins, whole.
 
     Args:
         target: the folder to make; its parent is created.
@@ -211,32 +210,31 @@ def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterato
         UserError: the target exists and may not be replaced, or cannot be written.
     """
     target = Path(target)
+    sweep(target.parent, target.name)
     _may_write(target, overwrite)
-    temporary = target.parent / f".{target.name}.writing-{secrets.token_hex(4)}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    try:
-        yield temporary
-        _sync(temporary)
-        _may_write(target, overwrite)  # another process may have been there meanwhile
-        if overwrite is not None and (target / overwrite).exists():
-            _replace(target, temporary)
-        else:
-            os.rename(temporary, target)  # fails if there is anything but an empty folder
-        _sync(target.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise UserError(f"{target}: exists already: another process has just written it") from error
-        named = error.filename if isinstance(error.filename, str) and str(temporary) not in error.filename else None
-        why = f"{named}: {error.strerror}" if named and Path(named) != target else error.strerror or str(error)
-        raise UserError(f"{target}: cannot be written ({why})") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = stack.enter_context(temporary(target, folder=True))
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+        try:
+            with reading():
+                yield beside
+            _sync(beside)
+            with locked(target) if target.is_dir() else nullcontext():
+                _may_write(target, overwrite)  # another process may have been there meanwhile
+                if overwrite is not None and (target / overwrite).exists():
+                    _replace(target, beside)
+                else:
+                    os.rename(beside, target)  # fails if there is anything but an empty folder
+            _sync(target.parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise UserError(f"{target}: exists already: another process has just written it") from error
+            named = error.filename if isinstance(error.filename, str) and str(beside) not in error.filename else None
+            why = f"{named}: {error.strerror}" if named and Path(named) != target else error.strerror or str(error)
+            raise UserError(f"{target}: cannot be written ({why})") from error
 
 
 def may_write(target: str | Path, overwrite: str | None = None) -> None:
@@ -269,18 +267,19 @@ def _strangers(folder: Path, marker: str) -> list[str]:
         known = {marker, *listed}
     except (OSError, ValueError, RecursionError, LookupError, TypeError):  # a damaged marker, or one without a list
         return []
+    left = {path for path in folder.rglob(".*") if is_leftover(path)}
     found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    found = [path for path in found if left.isdisjoint((path, *path.parents))]
     return sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in known)
 
 
-def _replace(target: Path, temporary: Path) -> None:
-    """The new folder in the old one's place, which is removed."""
-    if not _exchange(target, temporary):  # then there is a moment without either
-        old = target.parent / f".{target.name}.replaced-{secrets.token_hex(4)}"
+def _replace(target: Path, new: Path) -> None:
+    """The new folder in the old one's place; the old one has the name of the new one then."""
+    if not _exchange(target, new):  # then there is a moment without either
+        old = set_aside(target)
         os.rename(target, old)
-        os.rename(temporary, target)
-        temporary = old
-    shutil.rmtree(temporary, ignore_errors=True)  # the new one stands: nothing has gone wrong
+        os.rename(new, target)
+        os.rename(old, new)
 
 
 def _exchange(one: Path, other: Path) -> bool:
