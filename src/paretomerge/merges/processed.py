@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
 from paretomerge.merges.linear import weighted_sum
 from paretomerge.merges.random_drop import dropout
@@ -130,7 +131,8 @@ def _tsv(experts: Experts, density: float | None, seed: int) -> _Read:
             raise experts.not_finite(name)
         if not is_matrix(name, v.shape[1:]):
             return v / len(v)
-        u, s, v_t = orthogonal_triplets(v)
+        with of_tensor(name):
+            u, s, v_t = orthogonal_triplets(v)
         kept = len(s) // len(v)
         parts = [slice(k * kept, (k + 1) * kept) for k in range(len(v))]
         return torch.stack([(u[:, part] * s[part]) @ v_t[part] for part in parts])
