@@ -15,6 +15,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from paretomerge.errors import UserError
@@ -139,19 +140,20 @@ def priority(K: int, k: int) -> Preference:
     (0.5, 0.25, 0.25)
     """
     share = priority_share(K)
-    return tuple(share if j == k else (1 - share) / (K - 1) for j in range(K))
+    other = (1 - share) / max(1, K - 1)
+    return tuple(float(share if j == k else other) for j in range(K))
 
 
-def priority_share(K: int) -> float:
+def priority_share(K: int) -> Fraction:
     """What the task that has priority gets: 1/2, the papers' share; 2/3 of two tasks, all of one.
 
     Half of two tasks would be equal preference, which the papers, who use priority for eight tasks, do not come to. Two thirds
     are twice what the other task gets, as of three tasks.
 
-    >>> [priority_share(K) for K in (1, 2, 3, 8)]
-    [1.0, 0.6666666666666666, 0.5, 0.5]
+    >>> [str(priority_share(K)) for K in (1, 2, 3, 8)]
+    ['1', '2/3', '1/2', '1/2']
     """
-    return {1: 1.0, 2: 2 / 3}.get(K, 0.5)
+    return {1: Fraction(1), 2: Fraction(2, 3)}.get(K, Fraction(1, 2))
 
 
 def priority_in_words(K: int) -> str:
