@@ -352,7 +352,7 @@ class Front:
         return {**facts, "sources": dict(self.sources), "versions": versions()}
 
     def metrics(self, preference: Preference) -> list[dict[str, Any]]:
-        """What is known of θ(γ): task, metric, value, and how it is known (measured on …, or interpolated)."""
+        """What was measured of θ(γ): task, metric, value, and how. Estimates between measured preferences are no results."""
         from paretomerge.report.tables import measured, metrics_of  # it looks at fronts, so it is above this module
 
         known = measured(self.measured, self.tasks, self.pareto_set.method)

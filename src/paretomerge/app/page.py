@@ -16,7 +16,7 @@ from paretomerge.app.live import Live
 from paretomerge.app.simplex import at_place, moved
 from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, WHOLE, Fields, Shown, View, head_of, preference_of
 from paretomerge.errors import UserError
-from paretomerge.preferences import Preference
+from paretomerge.preferences import Preference, priority_in_words
 from paretomerge.report.figures import Figure
 from paretomerge.report.tables import title
 from paretomerge.sets.low_rank import LowRank
@@ -182,7 +182,7 @@ def _wish(view: View) -> tuple[Any, ...]:
     with gr.Row():
         menus = [
             (gr.Dropdown([("task …", ""), *tasks], value="", label=label, min_width=120, elem_id=kind), kind)
-            for kind, label in (("priority", "Half to one task"), ("only", "All to one task"))
+            for kind, label in (("priority", f"{priority_in_words(len(tasks)).capitalize()} to one task"), ("only", "All to one task"))
         ]
     return sliders, triangle, presets, menus
 

@@ -62,7 +62,7 @@ class View:
         self.measured: Measured = measured(front.measured, front.tasks, front.pareto_set.method)
         self.equal = preferences.equal(len(self.tasks))
         """The preference that everyone begins with."""
-        self.measured.at(moved(self.equal, 0, 0.123))  # the first interpolation imports scipy: now, while nobody waits
+        self.measured.at(moved(self.equal, 0, 0.123))  # the first estimate fits the surrogates: now, while nobody waits
 
     @property
     def figure_tasks(self) -> tuple[str, ...]:

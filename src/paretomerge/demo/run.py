@@ -180,7 +180,7 @@ def measure(shipped: Demo, sets: dict[str, Front], seed: int) -> Iterator[Row]:
 def with_share(share: float, k: int, tasks: tuple[str, ...]) -> str:
     """The preference that gives task k a share and the others equal parts of the rest, by its shortest name."""
     n_tasks = len(tasks)
-    names = {1 / n_tasks: "equal", 0.5: f"priority:{tasks[k]}", 1.0: f"only:{tasks[k]}"}
+    names = {1 / n_tasks: "equal", float(preferences.priority_share(n_tasks)): f"priority:{tasks[k]}", 1.0: f"only:{tasks[k]}"}
     rest = (1 - share) / (n_tasks - 1)
     return names.get(share) or preferences.format([share if j == k else rest for j in range(n_tasks)], tasks)
 

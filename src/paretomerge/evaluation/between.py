@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_SAME = 1e-6
+SAME = 1e-6
 """Two preferences that are this near in every share are one; people see three digits."""
 
 
@@ -52,7 +52,7 @@ def between(gamma: Sequence[float], measured: Sequence[Sequence[float]]) -> Esti
     points, wanted = np.asarray(measured, float), np.asarray(gamma, float)
     apart = np.abs(points - wanted)
     nearest = int(apart.max(1).argmin())
-    if apart[nearest].max() <= _SAME:
+    if apart[nearest].max() <= SAME:
         return Estimate({nearest: 1.0})
     from scipy.optimize import linprog
 

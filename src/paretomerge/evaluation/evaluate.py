@@ -157,7 +157,11 @@ def standard_preferences(tasks: Sequence[str], sample: int = 0, seed: int = 0) -
 
     >>> standard_preferences(["a", "b", "c"], sample=1)
     ['equal', 'priority:a', 'priority:b', 'priority:c', 'only:a', 'only:b', 'only:c', 'a=0.522,b=0.044,c=0.434']
+    >>> standard_preferences(["a"])  # of one task all are the same
+    ['equal']
     """
+    if len(tasks) == 1:
+        return ["equal"]
     named = [f"{kind}:{task}" for kind in ("priority", "only") for task in tasks]
     return ["equal", *named, *sampled(tasks, sample, seed)]
 

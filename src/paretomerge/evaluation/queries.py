@@ -12,6 +12,7 @@ import numpy as np
 
 from paretomerge import preferences
 from paretomerge.changing import changing
+from paretomerge.decompositions import least_squares
 from paretomerge.errors import UserError
 from paretomerge.evaluation.directions import larger_is_better
 from paretomerge.evaluation.metrics import non_dominated
@@ -97,7 +98,7 @@ def knee(rows: Iterable[Row], tasks: Sequence[str]) -> Found:
     spread = np.ptp(f, axis=0)
     f = (f - f.min(0)) / np.where(spread > 0, spread, 1)
     best = f[f.argmax(0)]  # (K, K): row k is the point that is best at task k
-    w = np.linalg.lstsq(best, np.ones(len(tasks)), rcond=None)[0]
+    w = least_squares(best, np.ones(len(tasks)))
     distance = (f @ w - 1) / (np.linalg.norm(w) or 1)
     chosen = each[kept[int(distance.argmax())]]
     return Found(chosen.preference, chosen.values, len(points))

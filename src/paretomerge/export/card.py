@@ -82,7 +82,7 @@ def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
 
 
 def _index(method: str, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The lines of the hub's model index: what was measured, an interpolated number is no result."""
+    """The lines of the hub's model index: what was measured, an estimate is no result."""
     results = [
         {
             "task": {"type": "other", "name": m["task"]},

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
 from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import PROVENANCE
@@ -62,7 +63,8 @@ def write_lora(
     def smaller(name: str) -> Pair:
         if rank is None:
             return pair(name)
-        found = compressed(pair(name), rank)
+        with of_tensor(name):
+            found = compressed(pair(name), rank)
         losses[name] = found._replace(pair=Pair(torch.empty(0), torch.empty(0)))
         return found.pair
 

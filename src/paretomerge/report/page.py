@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.queries import knee
 from paretomerge.front import FACTS, Front
@@ -209,9 +210,9 @@ def _metrics(parts: _Parts, content: Content) -> None:
     singles = [*known.others, *(Point(f"expert {task}", (), values) for task, values in known.experts.items())]
     parts.table(("model", *labels), _cells(known, [*named, *singles]))
     parts.text(
-        "A row is one model. <i>equal</i>: all tasks count alike (the base merge); <i>priority</i>: one task has half of the "
-        "preference; <i>only</i>: one task has all of it. Bold: the best of the column. One number is a mean over seeds where "
-        "several were measured."
+        "A row is one model. <i>equal</i>: all tasks count alike (the base merge); <i>priority</i>: one task has "
+        f"{preferences.priority_in_words(len(known.tasks))} of the preference; <i>only</i>: one task has all of it. Bold: the "
+        "best of the column. One number is a mean over seeds where several were measured."
         + (
             f" The knee, from where a gain in one task costs most in the others, is at "
             f"{escape(short(content.knee.name, known.tasks))}."

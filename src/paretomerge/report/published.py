@@ -169,7 +169,7 @@ def _ours(known: Measured) -> dict[str, dict[str, Point]]:
     for label, kind in (("priority", "priority"), ("one-hot", "only")):
         asked = {task: preferences.parse(f"{kind}:{task}", known.tasks) for task in known.tasks}
         gammas = {task: tuple(round(share, 12) for share in gamma) for task, gamma in asked.items()}
-        if known.base is None or known.base.gamma not in gammas.values():  # of two tasks, one half is equal
+        if known.base is None or known.base.gamma not in gammas.values():  # of one task all are the same
             found[label] = {task: at[gamma] for task, gamma in gammas.items() if gamma in at}
     return found
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import solve_from_right
 from paretomerge.errors import UserError
 from paretomerge.sets.pareto_set import ParetoSet, Preference
 from paretomerge.weights.lazy import Weights
@@ -76,7 +77,7 @@ class Corrected(ParetoSet):
             t, c = (torch.tensordot(mixed, self.statistics[name].double().flatten(0, 1), 1) for name in ("targets", "grams"))
             while len(self._corrections) >= _KEPT:
                 self._corrections.pop(next(iter(self._corrections)))
-            self._corrections[key] = torch.linalg.solve(c, t, left=False)
+            self._corrections[key] = solve_from_right(c, t)
         return self._corrections[key]
 
     @property

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import qr, svd
 from paretomerge.errors import UserError
 from paretomerge.weights.lazy import TensorInfo, Weights
 
@@ -47,9 +48,9 @@ def compressed(pair: Pair, rank: int) -> Compressed:
 
     From QR decompositions of both factors and the SVD of an r × r matrix: the product itself is never formed.
     """
-    q_left, r_left = torch.linalg.qr(pair.left.double())
-    q_right, r_right = torch.linalg.qr(pair.right.double().T)
-    u, s, v = torch.linalg.svd(r_left @ r_right.T)
+    q_left, r_left = qr(pair.left.double())
+    q_right, r_right = qr(pair.right.double().T)
+    u, s, v = svd(r_left @ r_right.T)
     root = s[:rank].sqrt()
     smaller = Pair((q_left @ u[:, : len(root)] * root).float(), (root[:, None] * (v[: len(root)] @ q_right.T)).float())
     return Compressed(smaller, float(s[rank:].square().sum()), float(s.square().sum()))
