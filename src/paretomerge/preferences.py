@@ -109,9 +109,9 @@ def check_task(name: str) -> None:
     Raises:
         UserError: another character, a name that begins with anything but a letter, a digit or _, or one over 200 bytes.
 
-    >>> check_task("../math")
+    >>> check_task("../x")
     Traceback (most recent call last):
-    paretomerge.errors.UserError: '../math' is no name for a task: use letters, digits, spaces and . _ - +, a letter or digit first
+    paretomerge.errors.UserError: '../x' is no name for a task: use letters, digits, spaces and . _ - +, a letter or digit first
     >>> check_task("数学 v1.2")
     """
     known = all(sign.isprintable() and (not sign.isascii() or sign.isalnum() or sign in " ._-+") for sign in name)

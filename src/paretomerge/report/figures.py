@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from paretomerge.plain_text import printable
 from paretomerge.report.style import BASE, CONFIG, CURRENT, EXPERT, GRID, INK, OTHER, PALE, POINT, axis, layout, style
 from paretomerge.report.tables import Measured, Point, short
 
@@ -19,7 +20,7 @@ Values = Mapping[str, tuple[float, bool]]
 
 def plain(text: object) -> str:
     """Text that plotly shows as it is."""
-    return escape(str(text), quote=False)
+    return escape(printable(text), quote=False)
 
 
 def figure(data: list[dict[str, Any]], **changes: Any) -> Figure:

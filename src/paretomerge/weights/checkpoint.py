@@ -19,6 +19,7 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
+from paretomerge.strict_json import untagged
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
 from paretomerge.weights.rows import StoredRows, shorter
 
@@ -169,13 +170,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> Any:
     """An object whose keys are different: of two values of one key, readers take one or the other."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
         raise ValueError(f"{twice[:80]!r} is given twice")
-    return found
+    return untagged(found)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.strict_json import as_json
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
 from paretomerge.weights.hashing import Running, hashed_as_written
 from paretomerge.weights.lazy import Weights
@@ -140,11 +141,11 @@ def replace_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def _as_text(value: Mapping[str, object]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return as_json(value) + "\n"
 
 
 def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:  # names may hold half of a surrogate pair
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -161,10 +162,12 @@ def write_text(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(temporary, text)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise
 
 
 @contextmanager
