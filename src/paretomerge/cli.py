@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -10,6 +11,7 @@ import typer
 
 from paretomerge import looking, making, picking, showing
 from paretomerge.errors import Stopped, UserError
+from paretomerge.terminal import say
 
 app = typer.Typer(
     help="Merge fine-tuned models into one for every preference over their tasks.",
@@ -44,10 +46,12 @@ def main() -> None:
     """The entry point: a user's mistake is one line on standard error and exit code 2, never a traceback."""
     # idle OpenMP threads that spin would take the cores from whatever else runs, ourselves included
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding: escapes instead of a traceback
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        say(stopped)
         sys.exit(_STOPPED)
     except UserError as error:
         _fail(str(error))
@@ -60,6 +64,8 @@ def main() -> None:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     except MemoryError:
         _fail(_NO_MEMORY)
+    except RecursionError:
+        _fail("a file's JSON or YAML is nested too deeply: is it what it seems to be?")
     except Exception as error:
         if "can't allocate memory" in str(error) or "unable to mmap" in str(error):  # torch's way to say it
             _fail(_NO_MEMORY)
@@ -70,10 +76,10 @@ def main() -> None:
             _fail(message)
         code = 2  # no command, and the help has been shown
     if code == _STOPPED:
-        print("stopped", file=sys.stderr)
+        say("stopped")
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str) -> NoReturn:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    say(f"error: {' '.join(message.split())}")
     sys.exit(2)

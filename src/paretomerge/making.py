@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -41,7 +39,7 @@ from paretomerge.flags import (
     Vocab,
     Workers,
 )  # fmt: skip
-from paretomerge.terminal import done, fitting_bar, progress, say, searching_bar, status
+from paretomerge.terminal import done, fitting_bar, progress, say, searching_bar, show, show_json, status
 
 if TYPE_CHECKING:
     from paretomerge.recipe import Recipe
@@ -86,17 +84,17 @@ def check(
         "estimates": [estimate._asdict() for estimate in found],
     }
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        show_json(facts)
     else:
         for finding in experts.findings:
-            print(f"{finding.level}: {finding}")
-        print(
+            show(f"{finding.level}: {finding}")
+        show(
             f"{'ok' if not errors else f'{len(errors)} errors'}: {len(experts)} experts; {len(experts.merged)} tensors "
             f"({entries / 1e6:.1f} M parameters) are merged, {facts['copied_tensors']} copied from the base"
         )
         for what, *each in found:
             memory, read, written = (f"{number / 2**30:.2f} GiB" for number in each)
-            print(f"{what}: about {memory} of memory; reads {read}, writes {written}")
+            show(f"{what}: about {memory} of memory; reads {read}, writes {written}")
     if errors:
         raise typer.Exit(2)
 
@@ -271,7 +269,7 @@ def _loaded(plan: Recipe, quiet: bool) -> Experts:
     if not quiet:
         notices = [f"note: {notice}" for notice in plan.notices]
         for line in notices + [f"{finding.level}: {finding}" for finding in experts.findings]:
-            print(line, file=sys.stderr)
+            say(line)
     return experts.stored_as(plan.torch_dtype)
 
 

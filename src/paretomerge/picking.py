@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ import typer
 
 from paretomerge.errors import UserError
 from paretomerge.flags import Data, Dtype, HeadOf, Json, OptionValues, Overwrite, Quiet, RecipeData, ShardSize
-from paretomerge.terminal import done, progress
+from paretomerge.terminal import done, progress, say
 
 
 def pick(
@@ -73,7 +72,7 @@ def pick(
             found = best_with(opened.own_rows, opened.tasks, at_least=enough, maximise=maximise)
         preference, facts = found.preference, {"measured": found.values, "of": found.points}
         if not quiet:
-            print(f"{preference}: of {found.points} measured preferences", file=sys.stderr)
+            say(f"{preference}: of {found.points} measured preferences")
     gamma = preferences.parse(preference, opened.tasks)
     may_write(output, "paretomerge.json" if overwrite else None)
     facts = {"preference": dict(zip(opened.tasks, gamma, strict=True)), **facts}
@@ -86,7 +85,7 @@ def pick(
         if rank is not None:
             facts = {**facts, "rank": rank, "relative_error": round(error, 6)}
             if not quiet:
-                print(f"rank {rank} at most: relative error of the adapted matrices {error:.2%}", file=sys.stderr)
+                say(f"rank {rank} at most: relative error of the adapted matrices {error:.2%}")
         done(output, None, started, quiet, as_json, facts)
         return
     if base_model or rank is not None:

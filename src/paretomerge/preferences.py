@@ -103,15 +103,27 @@ def parse(spec: Spec, tasks: Sequence[str]) -> Preference:
 
 
 def check_task(name: str) -> None:
-    """Refuse a task's name that the text of a preference could not hold, or that is more than one part of a path.
+    """Refuse a task's name that could be taken for anything but a name.
 
-    >>> check_task("../math")
+    A name comes from anybody's front, and goes into the text of preferences, into paths, shell commands, tables and pages. Of
+    ASCII it may therefore hold letters, digits, spaces and ``. _ - +``, none of which a shell, a path or a page reads as
+    syntax, and of other alphabets whatever can be printed.
+
+    Raises:
+        UserError: another character, a name that begins with anything but a letter, a digit or _, or one over 200 bytes.
+
+    >>> check_task("../x")
     Traceback (most recent call last):
-    paretomerge.errors.UserError: '../math' is no name for a task: use letters, digits, - and _
+    paretomerge.errors.UserError: '../x' is no name for a task: use letters, digits, spaces and . _ - +, a letter or digit first
+    >>> check_task("数学 v1.2")
     """
-    named = name.isprintable() and 0 < len(name.encode()) <= 200 and name == name.strip()
-    if not named or name.startswith(".") or any(sign in name for sign in "=,:/\\"):
-        raise UserError(f"{name!r} is no name for a task: use letters, digits, - and _")
+    known = all(sign.isprintable() and (not sign.isascii() or sign.isalnum() or sign in " ._-+") for sign in name)
+    if not known or name[:1] in ("", *" .-+") or name.endswith(" ") or len(name.encode()) > 200:
+        quoted = repr(name if len(name) <= 60 else f"{name[:57]}...")
+        raise UserError(
+            f"{quoted} is no name for a task: use letters, digits, spaces and . _ - +, a letter or digit first"
+            + (", at most 200 bytes" if known and len(name) > 60 else "")
+        )
 
 
 def format(preference: Sequence[float], tasks: Sequence[str]) -> str:

@@ -87,7 +87,7 @@ def test_words_that_say_nothing(cli, words, line):
         (["merge", "--vocab", "all", "-o", "x"], "--vocab must be 'error' or 'common', not 'all'"),
         (["merge", "--head", "a", "-o", "x"], "task a has no head of its own: leave --head out"),
         (["merge", "--head", "c", "-o", "x"], "no task is called 'c' (tasks: a, b)"),
-        (["merge", "--expert", "../c=x", "-o", "x"], "'../c' is no name for a task: use letters, digits, - and _"),
+        (["merge", "--expert", "../c=x", "-o", "x"], "'../c' is no name for a task: use letters, digits, spaces"),
         (["merge", "--expert", f"{'c' * 300}=x", "-o", "x"], "is no name for a task"),
         (["merge", "--exclude", "*", "-o", "x"], "nothing to merge"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from paretomerge.preferences import Preference, priority_in_words
 from paretomerge.report.figures import Figure
 from paretomerge.report.tables import title
 from paretomerge.sets.low_rank import LowRank
+from paretomerge.strict_json import compact_json
 
 # One request and its answer for what is light; the queue with its stream of events is for the model. A slider's moves while an
 # answer is under way come to one more request, with the last value.
@@ -43,7 +43,7 @@ class _Controls(NamedTuple):
 
 def page(view: View, live: Live) -> gr.Blocks:
     """The page. A visitor's preference is in a ``gr.State``, so visitors do not meet; ``live`` has a lock of its own."""
-    with gr.Blocks(title=f"{title(view.front)} · paretomerge", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+    with gr.Blocks(title=f"{title(view.front)} · paretomerge", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gamma = gr.State(view.equal)
         link = gr.Textbox(visible="hidden", elem_id="link")
         _html(panels.heading(view.front), "heading")
@@ -307,4 +307,4 @@ def _html(value: str, elem_id: str) -> gr.HTML:
 
 def _drawn(figure: Figure) -> PlotData:
     """A figure as gradio sends it, without plotly's checks, which take longer than all else."""
-    return PlotData(type="plotly", plot=json.dumps(figure))
+    return PlotData(type="plotly", plot=compact_json(figure))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as multiline
 
 from paretomerge.app.live import Answer
 from paretomerge.app.simplex import CORNERS, percentages, place
 from paretomerge.evaluation.estimate import Reading
 from paretomerge.front import Front
+from paretomerge.plain_text import html as escape
 from paretomerge.report.tables import Measured, Metric, short, title
 
 Values = Mapping[str, Reading]
@@ -156,7 +157,7 @@ def answer(found: Answer, preference: str, *, top: int = 5) -> str:
         f"<b class='pm-ms'>{1000 * found.switched:.1f} ms</b>, answered in {1000 * found.ran:.0f} ms</p>"
     )
     if not found.classes:
-        return f"<div class='pm-said'>{escape(found.text) or '(nothing)'}</div>{times}"
+        return f"<div class='pm-said'>{multiline(found.text) or '(nothing)'}</div>{times}"
     rows = "".join(
         f"<tr><th scope='row'>{escape(name)}</th><td>{_bar(share)}<span>{100 * share:.1f} %</span></td></tr>"
         for name, share in list(found.classes.items())[:top]

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -23,7 +23,7 @@ _GRACE = 5.0
 """Seconds between asking a command to end and ending it."""
 
 
-def run(command: str, *, timeout: float | None) -> dict[str, Any]:
+def run(command: str, *, timeout: float | None, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The last JSON object that a command prints.
 
     The command gets a process group of its own, and whatever is left of it ends with it.
@@ -31,6 +31,7 @@ def run(command: str, *, timeout: float | None) -> dict[str, Any]:
     Args:
         command: for ``/bin/sh``.
         timeout: seconds; None: none.
+        variables: what its environment holds beside ours.
 
     Raises:
         Failed: another exit code than 0 (with the end of standard error), no JSON object on standard output, too slow.
@@ -40,7 +41,8 @@ def run(command: str, *, timeout: float | None) -> dict[str, Any]:
         try:
             with _held_back():  # an interrupt in here would leave a process that nobody knows
                 process = subprocess.Popen(
-                    command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+                    command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                    env={**os.environ, **(variables or {})},
                 )  # fmt: skip
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from paretomerge.plain_text import printable
+
 METRICS = ("<!-- paretomerge: metrics -->", "<!-- paretomerge: end of metrics -->")
 """Around the part of a front's card that ``evaluate`` writes anew."""
 
@@ -122,7 +124,7 @@ def renewed(card: str, method: str, table: Sequence[str], metrics: Sequence[Mapp
 
 def _cached(path: str) -> str | None:
     """The repository whose snapshot in the hub's cache this is."""
-    found = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", path)
+    found = re.search(r"models--([\w.-]+)[/\\]snapshots[/\\]", path)  # it goes into YAML as it is
     return found[1].replace("--", "/", 1) if found else None
 
 
@@ -154,15 +156,15 @@ def _recipe(method: str, base: Any, experts: Mapping[str, Any], settings: Mappin
 
 def _text(value: object) -> str:
     """Text that Markdown and HTML show as it is, on one line."""
-    text = " ".join(str(value).split())
-    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*"), ("[", "\\[")):
+    text = printable(" ".join(str(value).split()))
+    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(sign, shown)
-    return text
+    return re.sub(r"([\\|`*\[$])", r"\\\1", text)
 
 
 def _code(value: object) -> str:
     """The same, as code: longer quotes than any that is in it."""
-    text = " ".join(str(value).split()).replace("|", "\\|")
+    text = printable(" ".join(str(value).split())).replace("|", "\\|")
     quotes = "`"
     while quotes in text:
         quotes += "`"

@@ -35,6 +35,7 @@ from paretomerge.fitting.gradients import Part, by_one_gradient, by_small_gradie
 from paretomerge.fitting.processes import summed, world
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from paretomerge.fitting.scalarization import SKIPPING, relative_weight, scalarization
+from paretomerge.strict_json import as_json
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.writing import write_json, write_safetensors
@@ -233,7 +234,7 @@ class _Run:
 
     def log(self, line: Mapping[str, Any]) -> None:
         with _written(self.folder), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(as_json(line, indent=None) + "\n")
 
     def save(
         self, done: int, learned: Fittable, optimizer: torch.optim.Adam, phi: nn.Parameter, best: float, waited: int,

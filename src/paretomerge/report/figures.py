@@ -10,6 +10,7 @@ from html import escape
 from typing import Any
 
 from paretomerge.evaluation.estimate import Reading
+from paretomerge.plain_text import printable
 from paretomerge.report.style import BASE, CONFIG, CURRENT, EXPERT, GRID, INK, OTHER, PALE, POINT, axis, layout, style
 from paretomerge.report.tables import Measured, Point, short
 
@@ -20,7 +21,7 @@ Values = Mapping[str, Reading]
 
 def plain(text: object) -> str:
     """Text that plotly shows as it is."""
-    return escape(str(text), quote=False)
+    return escape(printable(text), quote=False)
 
 
 def figure(data: list[dict[str, Any]], **changes: Any) -> Figure:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.queries import knee
 from paretomerge.front import FACTS, Front
+from paretomerge.plain_text import html as escape
 from paretomerge.provenance import versions
 from paretomerge.report import figures, published
 from paretomerge.report.layers import Changes, changes
@@ -22,6 +21,7 @@ from paretomerge.report.run_log import RunLog, read_run
 from paretomerge.report.tables import Measured, Point, Volume, hypervolume, measured, short, title
 from paretomerge.sets.routed import Routed
 from paretomerge.sets.steered import Steered
+from paretomerge.strict_json import compact_json
 from paretomerge.weights.checkpoint import read_json
 
 _MATRIX = 8
@@ -376,10 +376,10 @@ def _provenance(parts: _Parts, content: Content) -> None:
 
 
 def _shown(value: object, most: int = 300) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else compact_json(value)
     return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"
 
 
 def _script_json(value: object) -> str:
     """JSON that is safe between script tags."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return compact_json(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -132,7 +132,7 @@ def _by_task(title: str, found: list[Figure], columns: Mapping[str, str], known:
     theirs: dict[tuple[str, str], dict[str, str]] = {}
     for figure in found:
         theirs.setdefault((figure.method, figure.preference), {})[figure.column] = figure.value
-    others = {f.column for f in found} - set(columns.values())
+    others = dict.fromkeys(f.column for f in found if f.column not in columns.values())  # in order, whatever the hashes
     mean = next((column for column in others if slug(column) in _MEANS), None)
     complete = mean is not None and len(others) == 1  # the paper's mean is of other tasks, too, if it has more of them
 

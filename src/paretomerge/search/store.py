@@ -22,6 +22,7 @@ from typing import Any
 from paretomerge.errors import UserError
 from paretomerge.evaluation.work import Point
 from paretomerge.locking import run_folder
+from paretomerge.strict_json import as_json
 
 FILE = "evaluations.jsonl"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW  # a link could lead out of the run's folder
@@ -43,7 +44,7 @@ class Store:
             UserError: another process is writing there, or a line that is damaged (a torn last one is dropped).
         """
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.key = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
         self.metrics: dict[Point, dict[str, float]] = {}
         self.failures: dict[Point, str] = {}
         """Of this process alone: what failed before is worth another try."""
@@ -87,7 +88,7 @@ class Store:
         if self._descriptor is None:
             return
         # one write: a line is there whole, or torn if the disk is full or the machine stops
-        text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        text = (as_json(line, indent=None) + "\n").encode()
         try:
             if os.write(self._descriptor, text) < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

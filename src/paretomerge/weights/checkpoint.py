@@ -20,6 +20,7 @@ from torch import Tensor
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
 from paretomerge.weights.companions import FETCHED, NOT_FETCHED
+from paretomerge.strict_json import untagged
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
 from paretomerge.weights.quantised import refuse_quantised
 from paretomerge.weights.rows import StoredRows, shorter
@@ -191,13 +192,13 @@ def _read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from error
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> Any:
     """An object whose keys are different: of two values of one key, readers take one or the other."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
         raise ValueError(f"{twice[:80]!r} is given twice")
-    return found
+    return untagged(found)
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from paretomerge.errors import UserError
 from paretomerge.leftovers import is_leftover, set_aside, sweep, temporary
 from paretomerge.locking import locked
+from paretomerge.strict_json import as_json
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
 from paretomerge.weights.finite import finite
 from paretomerge.weights.hashing import Running, hashed_as_written
@@ -168,11 +169,11 @@ def replace_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def _as_text(value: Mapping[str, object]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return as_json(value) + "\n"
 
 
 def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:  # names may hold half of a surrogate pair
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
