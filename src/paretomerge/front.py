@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,6 +27,7 @@ from paretomerge.weights.hashing import hashed_meanwhile, hashes_of
 from paretomerge.weights.heads import Head, head_of, heads_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import build_model
+from paretomerge.weights.live_tensors import Stamp, bare, live_tensors, places, stamp
 from paretomerge.weights.writing import (
     SHARD_BYTES,
     Progress,
@@ -46,6 +47,15 @@ TENSORS = "pareto_set.safetensors"
 HEADS = "heads"
 
 
+class _Applied(NamedTuple):
+    """What a live model holds: the preference it was moved to, and how its tensors looked then."""
+
+    gamma: Tensor
+    stamp: Stamp
+    places: dict[str, list[str]] | None = None
+    """The front's name -> its names in the model; None: not looked for yet."""
+
+
 @dataclass(frozen=True)
 class Front:
     """A Pareto set, its tasks' heads and where it comes from: what ``fit`` makes and a front folder holds."""
@@ -61,9 +71,8 @@ class Front:
     """The folder's tensor files and their SHA-256."""
     measured: tuple[Row, ...] = ()
     """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
-    _applied: WeakKeyDictionary[nn.Module, Tensor] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
+    _applied: WeakKeyDictionary[nn.Module, _Applied] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
     _head_of: WeakKeyDictionary[nn.Module, str | None] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
-    _names: WeakKeyDictionary[nn.Module, dict[str, str]] = field(default_factory=WeakKeyDictionary, repr=False, compare=False)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -92,58 +101,85 @@ class Front:
             dtype: of its weights; None: as the front stores them (half precision is slow on most CPUs).
         """
         model = build_model(self.at(preference, dtype, head), self._config(head))
-        self._applied[model] = self.pareto_set.preference(preference)
         self._head_of[model] = head
+        self._applied[model] = _Applied(self.pareto_set.preference(preference), stamp(live_tensors(model).values()))
         return model
 
     @torch.no_grad()
     def apply_(self, model: nn.Module, preference: Preference) -> nn.Module:
-        """Move a live model to a preference, in place; only the tensors that vary are touched.
+        """Move a live model to a preference, in place.
 
-        From the second time on, fp32 and fp64 weights are updated by the difference of the two preferences, which for
-        Pareto Merging has rank r. Narrower weights would drift, so they are set anew from the front's base.
+        A model that this front has not seen, or that somebody has changed since (``load_state_dict``, training, …), gets all
+        tensors of the merge, so it may hold the pretrained base, the front's folder or anything else of this architecture; its
+        own head stays. After that, only the tensors that vary are touched: fp32 and fp64 weights are updated by the difference
+        of the two preferences, which for Pareto Merging has rank r. Narrower weights would drift, so they are set anew from
+        the front's base.
 
         Args:
-            model: any module whose parameters have the base's names, up to a prefix: one that ``model`` built, or the
-                front's folder loaded with transformers.
+            model: one that ``model`` built, or any whose parameters have the base's names, up to a prefix; compiled, in
+                DataParallel, or offloaded to the CPU by accelerate as it may be.
             preference: γ.
+
+        Returns:
+            The model.
+
+        Raises:
+            UserError: nothing is changed then. The model is quantised, sharded, offloaded to disk or carries PEFT adapters;
+                it lacks a tensor, or has one of another shape or layers that the front lacks; no such task.
         """
         gamma = self.pareto_set.preference(preference)
-        since = self._applied.get(model)
-        parameters = dict(model.named_parameters())
-        self._apply_to_head_(model, parameters, preference)
-        names = self._names.get(model)
-        if names is None:
-            names = self._names[model] = live_names(self.pareto_set.varying, model)
-        weights = {dtype: self.pareto_set.at(preference, dtype) for dtype in {p.dtype for p in parameters.values()}}
-        task = self._head_of.get(model)
-        lacks = () if task is None else self.head(task).lacks
-        for name in self.pareto_set.varying:
-            if name in lacks:
-                continue
-            parameter = parameters.get(names.get(name, ""))
-            if parameter is None:
-                raise UserError(f"the model has no parameter {name} of that shape: build it with front.model")
-            if since is None or parameter.dtype.itemsize < 4:
-                parameter.copy_(weights[parameter.dtype][name])
-            else:
-                self.pareto_set.shift_(name, parameter, gamma, since)
-        self._applied[model] = gamma
+        live = bare(model)
+        last = self._applied.get(live)
+        task = self._head_of.get(live)
+        tensors = live_tensors(live)
+        moves_head = self._head_to_move(live)
+        changed = last is None or not last.stamp.same(stamp(tensors.values()))
+        known = None if last is None or changed else last.places
+        placed = self._places(live, tensors, whole=changed) if known is None else known
+        names = [*self.pareto_set.varying, *(set(placed) - set(self.pareto_set.varying) if changed else ())]
+        weights = {dtype: self.pareto_set.at(gamma.tolist(), dtype) for dtype in {tensor.dtype for tensor in tensors.values()}}
+        in_inference = any(tensor.is_inference() for tensor in tensors.values())  # then nothing else may write into them
+        self._applied.pop(live, None)  # whatever ends this halfway, the next call sets everything anew
+        with torch.inference_mode() if in_inference else torch.no_grad():
+            for name in names:
+                for place in placed.get(name, ()):
+                    tensor = tensors[place]
+                    if last is None or changed or tensor.dtype.itemsize < 4:
+                        tensor.copy_(weights[tensor.dtype][name])
+                    else:
+                        self.pareto_set.shift_(name, tensor, gamma, last.gamma)
+            if moves_head:
+                assert task is not None
+                head = self.pareto_set.on_head(task, self.head(task).tensors, gamma.tolist())
+                in_model = live_names(head.infos, live)
+                for name in head.infos if changed else self.pareto_set.varying_of_head(task):
+                    tensors[in_model[name]].copy_(head[name])
+        self._applied[live] = _Applied(gamma, stamp(tensors.values()), placed)
         return model
 
-    def _apply_to_head_(self, model: nn.Module, parameters: Mapping[str, Tensor], preference: Preference) -> None:
-        """Where the set moves the tensors of heads, too: those of the model's head, set anew."""
+    def _places(self, model: nn.Module, tensors: Mapping[str, Tensor], *, whole: bool) -> dict[str, list[str]]:
+        """Where the model has the front's tensors: all of them, or those that vary (see ``places``)."""
+        if model in self._head_of:
+            task = self._head_of[model]
+            lacks: Collection[str] = () if task is None else self.head(task).lacks
+            heads: Collection[str] = () if task is None else self.head(task).tensors
+        else:
+            lacks = {name for head in self.heads.values() for name in head.lacks}
+            heads = {name for head in self.heads.values() for name in head.tensors}
+        infos, varying = self.pareto_set.base.infos, self.pareto_set.varying
+        return places(infos, varying, model, tensors, heads=heads, lacks=lacks, whole=whole)
+
+    def _head_to_move(self, model: nn.Module) -> bool:
+        """Whether the model has a head that this set moves.
+
+        Raises:
+            UserError: nobody knows which one it has.
+        """
         if not any(self.pareto_set.varying_of_head(task) for task in self.heads):
-            return
+            return False
         if model not in self._head_of:
             raise UserError("this set moves the heads, too: build the model with front.model, which knows its head")
-        task = self._head_of[model]
-        if task is None:
-            return
-        tensors = self.pareto_set.on_head(task, self.head(task).tensors, preference)
-        names = live_names(tensors.infos, model)
-        for name in self.pareto_set.varying_of_head(task):
-            parameters[names[name]].copy_(tensors[name])
+        return self._head_of[model] is not None
 
     def save(
         self,
