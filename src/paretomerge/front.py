@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -16,7 +17,9 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import write_companions, write_model
+from paretomerge.export.loading import loading_code
 from paretomerge.export.lora import adapter_files, write_lora
+from paretomerge.export.saving import About
 from paretomerge.provenance import Sources, paths_seen_from, sources_of, versions
 from paretomerge.sets.pareto_set import ParetoSet, Preference
 from paretomerge.weights.adapted import Adapted, Pair
@@ -24,7 +27,8 @@ from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.hashing import hashed_meanwhile, hashes_of
-from paretomerge.weights.heads import Head, head_of, heads_of
+from paretomerge.weights.heads import NO_HEAD, Head, chosen_head, head_of, heads_of
+from paretomerge.weights.in_memory import companions_of, config_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import build_model
 from paretomerge.weights.live_tensors import Stamp, bare, live_tensors, places, stamp
@@ -87,19 +91,29 @@ class Front:
     def at(self, preference: Preference, dtype: torch.dtype | None = None, head: str | None = None) -> Weights:
         """θ(γ), lazily; with ``head`` the whole model of that task, in its own naming (see ``ParetoSet.at``)."""
         weights = self.pareto_set.at(preference, dtype)
-        if head is None:
-            return weights
-        own = self.head(head)
-        return replace(own, tensors=self.pareto_set.on_head(head, own.tensors, preference)).on(weights, dtype)
+        if head is not None and (head := self._chosen(head)) is not None:
+            own = self.head(head)
+            weights = replace(own, tensors=self.pareto_set.on_head(head, own.tensors, preference)).on(weights, dtype)
+        return weights.with_about(partial(self._about, self.pareto_set.preference(preference).tolist(), head))
+
+    def _about(self, gamma: Sequence[float], head: str | None) -> About:
+        """How a model of this front came about; one with a head has no other."""
+        facts = self.provenance(gamma, head)
+        return About(self._config(head), self.companions, facts, {} if head else self.heads, self.tasks)
+
+    def _chosen(self, head: str | None) -> str | None:
+        """The task whose head is to be exported (see ``chosen_head``)."""
+        return chosen_head(self.heads, head, self.tasks)
 
     def model(self, preference: Preference, *, head: str | None = None, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """A live transformers model at this preference, in evaluation mode (``apply_`` moves it to another).
 
         Args:
             preference: γ.
-            head: the task whose model it is to be; None: the base's class.
+            head: the task whose model it is to be; None or ``"none"``: the base's class.
             dtype: of its weights; None: as the front stores them (half precision is slow on most CPUs).
         """
+        head = None if head is None else self._chosen(head)
         model = build_model(self.at(preference, dtype, head), self._config(head))
         self._head_of[model] = head
         self._applied[model] = _Applied(self.pareto_set.preference(preference), stamp(live_tensors(model).values()))
@@ -213,7 +227,8 @@ class Front:
                 write_safetensors(head.tensors, temporary / HEADS / task / "head.safetensors")
                 write_json(temporary / HEADS / task / "config.json", head.config)
                 heads[task] = {"prefix": head.prefix, "lacks": list(head.lacks)}
-            (temporary / "README.md").write_text(self.card(), encoding="utf-8")
+            loading = [] if adapter else loading_code(self.config, temporary)
+            (temporary / "README.md").write_text(self.card(loading), encoding="utf-8")
             write_marker(
                 temporary / FACTS,
                 {
@@ -246,12 +261,23 @@ class Front:
         progress: Progress | None = None,
         tuned: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Write θ(γ) as an ordinary Hugging Face model folder; with ``head``, that task's model.
+        """Write θ(γ) as an ordinary Hugging Face model folder.
 
-        ``tuned``: tensors in the place of the front's own (see ``fitting.tuning.tuned_tensors``).
+        Args:
+            preference: γ.
+            folder: the folder to make.
+            head: where tasks have heads of their own: the task whose model it is to be, or ``"none"`` for the base's own class.
+            dtype: of the weights; None: as the front stores them.
+            shard_bytes: largest file.
+            overwrite: replace a folder that paretomerge wrote.
+            progress: called after each tensor.
+            tuned: tensors in the place of the front's own (see ``fitting.tuning.tuned_tensors``).
+
+        Raises:
+            UserError: tasks have heads, and none is chosen; a folder that exists.
         """
+        facts = self.provenance(preference, head := self._chosen(head))
         weights = self.at(preference, dtype, head)
-        facts = self.provenance(preference)
         if tuned:
             own = Weights.of({n: t.to(weights.infos[n].dtype) for n, t in tuned.items()})
             weights, facts = weights.replacing(own.infos, own.__getitem__), {**facts, "tuned": sorted(tuned)}
@@ -281,7 +307,7 @@ class Front:
         Args:
             preference: γ.
             folder: the folder to make.
-            head: the task whose head the adapter is to bring along.
+            head: the task whose head the adapter is to bring along, or ``"none"``; to be chosen where tasks have heads.
             rank: the largest rank, by truncated SVD; None: all of it.
             base_model: the name under which the adapter finds its base elsewhere.
             overwrite: replace a folder that paretomerge wrote.
@@ -295,6 +321,7 @@ class Front:
         pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
         if rank is not None and rank < 1:
             raise UserError(f"rank {rank}: must be at least 1")
+        head = self._chosen(head)
 
         def pair(name: str) -> Pair:
             if (found := pareto_set.pair(name, gamma)) is None:
@@ -319,7 +346,7 @@ class Front:
             folder,
             config=self._config(head),
             base_model=base_model or (str(where.resolve()) if where else ""),
-            provenance=self.provenance(preference),
+            provenance=self.provenance(preference, head),
             head=None if head is None else dict(self.head(head).tensors),
             rank=rank,
             overwrite=overwrite,
@@ -366,13 +393,15 @@ class Front:
             "measured": len(self.measured),
         }
 
-    def provenance(self, preference: Preference | None = None) -> dict[str, Any]:
-        """How a model came about: for ``paretomerge.json`` and the card."""
+    def provenance(self, preference: Preference | None = None, head: str | None = None) -> dict[str, Any]:
+        """How a model came about: for ``paretomerge.json`` and the card; numbers only of tasks that its ``head`` can do."""
         facts: dict[str, Any] = {"method": self.pareto_set.method, "settings": self.pareto_set.settings}
         if preference is not None:
             gamma = self.pareto_set.preference(preference).tolist()
             facts["preference"] = dict(zip(self.tasks, gamma, strict=True))
-            if metrics := self.metrics(gamma):
+            if self.heads:
+                facts["head"] = head or NO_HEAD
+            if metrics := [m for m in self.metrics(gamma) if m["task"] in (head, *(set(self.tasks) - set(self.heads)))]:
                 facts["metrics"] = metrics
         return {**facts, "sources": dict(self.sources), "versions": versions()}
 
@@ -383,13 +412,14 @@ class Front:
         known = measured(self.measured, self.tasks, self.pareto_set.method)
         return metrics_of(known, self.pareto_set.preference(preference).tolist())
 
-    def card(self) -> str:
-        """The front's model card."""
+    def card(self, loading: Sequence[str] = ()) -> str:
+        """The front's model card; ``loading``: the lines of Python that load its folder."""
         from paretomerge.report.tables import card_table
 
         table = card_table(self.measured, self.tasks, self.pareto_set.method)
         equal = preferences.equal(len(self.tasks))
-        return model_card({**self.provenance(), "kind": "front", "table": table, "metrics": self.metrics(equal)})
+        facts = {**self.provenance(), "kind": "front", "table": table, "metrics": self.metrics(equal)}
+        return model_card({**facts, **({"head": NO_HEAD} if self.heads else {})}, loading)
 
     def head(self, task: str) -> Head:
         """The head of one task (see ``head_of``)."""
@@ -401,12 +431,10 @@ class Front:
 
 def front_of(pareto_set: ParetoSet, experts: Experts, *, hashes: bool = True) -> Front:
     """A front in memory: a set, with what its experts bring along (heads, configuration, provenance)."""
-    base = experts.base
-    path = getattr(base, "path", None)
     return Front(
         pareto_set,
-        base.config if isinstance(base, Checkpoint) else {},
+        config_of(experts.base),
         heads_of(experts),
         Sources(experts) if hashes else sources_of(experts, hashes=False),
-        path if path and path.is_dir() else None,
+        companions_of(experts.base),
     )

@@ -52,6 +52,7 @@ def pick(
     from paretomerge import preferences
     from paretomerge.opening import load_front
     from paretomerge.recipe import combined, option_values
+    from paretomerge.weights.heads import chosen_head
     from paretomerge.weights.writing import may_write
 
     plan = combined(recipe, data=data, dtype=dtype, shard_size=shard_size)
@@ -75,6 +76,7 @@ def pick(
         if not quiet:
             print(f"{preference}: of {found.points} measured preferences", file=sys.stderr)
     gamma = preferences.parse(preference, opened.tasks)
+    chosen = chosen_head(opened.heads, head, opened.tasks)
     may_write(output, "paretomerge.json" if overwrite else None)
     facts = {"preference": dict(zip(opened.tasks, gamma, strict=True)), **facts}
     if lora:
@@ -95,7 +97,7 @@ def pick(
     if option or data or recipe:
         from paretomerge.fitting.tuning import tuned_for
 
-        tuned = tuned_for(opened, gamma, head, plan.data, option_values(option or []))
+        tuned = tuned_for(opened, gamma, chosen, plan.data, option_values(option or []))
     weights = opened.at(gamma, plan.torch_dtype, head)
     with progress("writing", len(weights), weights.nbytes, quiet) as tick:
         opened.pick(

@@ -53,8 +53,9 @@ class Factors:
 class Adapter:
     """A LoRA adapter: ``factors`` by the name of the weight they add to, ``replaced`` tensors that are stored whole."""
 
-    path: Path
-    file: Path
+    path: Path | None
+    """None: in memory."""
+    file: Path | None
     config: dict[str, Any]
     factors: dict[str, Factors]
     replaced: dict[str, Tensor]
@@ -83,6 +84,15 @@ def open_adapter(path: Path) -> Adapter:
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
         raise unreadable(file, error) from error
 
+    return adapter_from(path, config, tensors)
+
+
+def adapter_from(folder: Path | None, config: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
+    """An adapter from what its two files hold (``folder`` None: it is in memory); raises as ``open_adapter``."""
+    path = folder or Path("adapter in memory")
+    if folder is None:
+        _supported(path, config)
+    file = path / "adapter_model.safetensors" if folder else path
     factors: dict[str, Factors] = {}
     replaced: dict[str, Tensor] = {}
     for key, a in tensors.items():
@@ -125,7 +135,7 @@ def open_adapter(path: Path) -> Adapter:
             replaced[name.replace(".modules_to_save.default", "").replace(".base_layer.", ".")] = a
     if not factors and not replaced:
         raise UserError(f"{file}: no LoRA factors in it")
-    return Adapter(path, file, config, factors, replaced)
+    return Adapter(folder, file if folder else None, config, factors, replaced)
 
 
 def _supported(path: Path, config: dict[str, Any]) -> None:

@@ -26,19 +26,24 @@ def bare(model: nn.Module) -> nn.Module:
     Raises:
         UserError: it carries PEFT adapters, which would be added to whatever is written.
     """
-    while True:
-        if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            break
+    model = unwrapped(model)
     if carries_adapters(model):
         raise UserError(
             f"{type(model).__name__} carries PEFT adapters, which would be added to the merged weights: "
             "use the model without them (merge_and_unload or unload), or front.model"
         )
     return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside wrappers that share its tensors."""
+    while True:
+        if isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
+            model = compiled
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 def carries_adapters(model: nn.Module) -> bool:
