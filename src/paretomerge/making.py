@@ -132,36 +132,16 @@ def merge(
     )  # fmt: skip
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
-    from paretomerge.export.huggingface import write_model
-    from paretomerge.export.lora import write_sum_of_adapters
-    from paretomerge.provenance import sources_of, versions
-    from paretomerge.weights.heads import head_of, heads_of
+    from paretomerge.weights.heads import chosen_head, heads_of
 
     experts = _loaded(plan, quiet)
+    chosen_head(heads_of(experts), head, experts.tasks)  # a wrong one is refused before the work
     method = plan.method or "task_arithmetic"
     with status("asking the experts", quiet or not plan.data):
         merged = api.merge(experts, method, data=plan.data, say=partial(say, quiet=quiet), **plan.options)
-    config = getattr(experts.base, "config", {})
-    if head is not None:
-        own = head_of(heads_of(experts), head, experts.tasks)
-        merged, config = own.on(merged, plan.torch_dtype), own.config
-    path = getattr(experts.base, "path", None)
-    provenance = {
-        "method": method,
-        "settings": plan.options,
-        "sources": sources_of(experts, hashes=False),
-        "versions": versions(),
-    }
-    if lora:
-        write_sum_of_adapters(merged, folder, config=config, provenance=provenance, overwrite=overwrite)
-        done(folder, None, started, quiet, as_json, {"method": provenance["method"]})
-        return
-    with progress("merging", len(merged), merged.nbytes, quiet) as tick:
-        write_model(
-            merged, folder, config=config, companions=path if path and path.is_dir() else None, provenance=provenance,
-            shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick,
-        )  # fmt: skip
-    done(folder, merged, started, quiet, as_json, {"method": provenance["method"]})
+    with progress("merging", len(merged), merged.nbytes, quiet or lora) as tick:
+        merged.save(folder, head=head, lora=lora, shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick)
+    done(folder, None if lora else merged, started, quiet, as_json, {"method": method})
 
 
 def fit(

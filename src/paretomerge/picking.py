@@ -51,6 +51,7 @@ def pick(
     from paretomerge import preferences
     from paretomerge.opening import load_front
     from paretomerge.recipe import combined, option_values
+    from paretomerge.weights.heads import chosen_head
     from paretomerge.weights.writing import may_write
 
     plan = combined(recipe, data=data, dtype=dtype, shard_size=shard_size)
@@ -74,6 +75,7 @@ def pick(
         if not quiet:
             say(f"{preference}: of {found.points} measured preferences")
     gamma = preferences.parse(preference, opened.tasks)
+    chosen = chosen_head(opened.heads, head, opened.tasks)
     may_write(output, "paretomerge.json" if overwrite else None)
     facts = {"preference": dict(zip(opened.tasks, gamma, strict=True)), **facts}
     if lora:
@@ -94,7 +96,7 @@ def pick(
     if option or data or recipe:
         from paretomerge.fitting.tuning import tuned_for
 
-        tuned = tuned_for(opened, gamma, head, plan.data, option_values(option or []))
+        tuned = tuned_for(opened, gamma, chosen, plan.data, option_values(option or []))
     weights = opened.at(gamma, plan.torch_dtype, head)
     with progress("writing", len(weights), weights.nbytes, quiet) as tick:
         opened.pick(

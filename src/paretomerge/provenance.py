@@ -62,7 +62,7 @@ def sources_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
             check_unchanged(getattr(source, "states", ()))
     described = {
         task: {
-            "path": str(getattr(source, "path", IN_MEMORY)),
+            "path": str(getattr(source, "path", None) or IN_MEMORY),
             "files": {file.name: found.get(file) for file in _files(source)},
         }
         for task, source in sources.items()
@@ -76,7 +76,9 @@ def _sources(experts: Experts) -> dict[str, Weights | Adapter]:
 
 
 def _files(source: Weights | Adapter) -> list[Path]:
-    return source.sources if isinstance(source, Checkpoint) else [source.file] if isinstance(source, Adapter) else []
+    if isinstance(source, Adapter):
+        return [source.file] if source.file else []
+    return source.sources if isinstance(source, Checkpoint) else []
 
 
 def paths_seen_from(folder: Path, sources: Mapping[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def _same_files(path: str | Path, files: Mapping[str, str | None]) -> Path:
     """The model's absolute path, if it holds these files."""
     there = local(path).absolute()
     model = open_adapter(there) if is_adapter(there) else open_checkpoint(there)
-    found = [model.file] if isinstance(model, Adapter) else model.sources
+    found = [file for file in (model.file,) if file] if isinstance(model, Adapter) else model.sources
     if {file.name for file in found} != set(files):
         raise UserError(f"{path}: has other files than the front's source: {', '.join(sorted(files)) or 'it was in memory'}")
     for file in found:

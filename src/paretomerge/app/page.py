@@ -13,13 +13,14 @@ from paretomerge.app import panels
 from paretomerge.app.exports import export
 from paretomerge.app.live import Live
 from paretomerge.app.simplex import at_place, moved
-from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, WHOLE, Fields, Shown, View, head_of, preference_of
+from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, UNCHOSEN, WHOLE, Fields, Shown, View, head_of, preference_of
 from paretomerge.errors import UserError
 from paretomerge.preferences import Preference, priority_in_words
 from paretomerge.report.figures import Figure
 from paretomerge.report.tables import title
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.strict_json import compact_json
+from paretomerge.weights.heads import NO_HEAD
 
 # One request and its answer for what is light; the queue with its stream of events is for the model. A slider's moves while an
 # answer is under way come to one more request, with the last value.
@@ -273,13 +274,13 @@ def _try(view: View, live: Live, gamma: gr.State) -> None:
 def _export(view: View, gamma: gr.State) -> tuple[gr.Textbox, list[gr.components.Component]]:
     """A folder under the front; the name's field, and what chooses the head and the kind."""
     front = view.front
-    heads = [WHOLE, *sorted(front.heads)]
+    heads = [UNCHOSEN, *sorted(front.heads), WHOLE] if front.heads else [WHOLE]
     kinds = [CHECKPOINT, *([LORA] if isinstance(front.pareto_set, LowRank) else [])]
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             kind = gr.Radio(kinds, value=CHECKPOINT, label="write this preference's model as a", elem_id="export-kind")
             head = gr.Dropdown(
-                heads, value=WHOLE, label="with the classification head of", visible=len(heads) > 1, elem_id="export-head"
+                heads, value=heads[0], label="with the classification head of", visible=len(heads) > 1, elem_id="export-head"
             )
             first = view.shown(view.equal, view.first).export_name
             label = "name of its folder, under exports/ in the front's folder"
@@ -289,8 +290,11 @@ def _export(view: View, gamma: gr.State) -> tuple[gr.Textbox, list[gr.components
             news = _html("", "exported")
 
     def wrote(now: Preference, which: str, what: str, called: str | None) -> str:
+        if which == UNCHOSEN:
+            return panels.message("choose first whose classification head the model gets")
         try:
-            folder = export(front, now, called or "", lora=what == LORA, head=head_of(which))
+            head = NO_HEAD if which == WHOLE else which
+            folder = export(front, now, called or "", lora=what == LORA, head=head)
         except UserError as error:
             return panels.message(str(error))
         except OSError as error:  # a full disk

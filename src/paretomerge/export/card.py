@@ -11,19 +11,22 @@ from typing import Any
 import yaml
 
 from paretomerge.plain_text import printable
+from paretomerge.weights.heads import NO_HEAD
 
 METRICS = ("<!-- paretomerge: metrics -->", "<!-- paretomerge: end of metrics -->")
 """Around the part of a front's card that ``evaluate`` writes anew."""
 
 
-def model_card(provenance: Mapping[str, Any]) -> str:
+def model_card(provenance: Mapping[str, Any], loading: Sequence[str] = ()) -> str:
     """A README.md with Hugging Face metadata: what was merged, how, at which preference, and how good it is.
 
     Args:
         provenance: method, settings, sources, versions; ``preference`` of a pick; ``kind`` ``"front"``; ``metrics``: lines
             {task, metric, value, how} of a model (of a front, the one at equal preference that its folder is), for the table
             and the hub's model index; ``table``: of a front, the lines of its table as ``metrics_table`` makes them;
-            ``adapter_of``: of an adapter, the model that it is for.
+            ``adapter_of``: of an adapter, the model that it is for; ``head``: where tasks have heads, the task whose head the
+            model has, or ``"none"``.
+        loading: lines of Python that load it.
     """
     sources = provenance.get("sources", {})
     base = sources.get("base", {}).get("path")
@@ -34,6 +37,14 @@ def model_card(provenance: Mapping[str, Any]) -> str:
     if preference := provenance.get("preference"):
         shares = ", ".join(f"{_text(task)} {share:.1%}" for task, share in preference.items())
         lines += [f"Preference: {shares}.", ""]
+    if head := provenance.get("head"):
+        lines += [
+            "No task's head is in this folder: it is a model of the base's own class, and loaded with a class that adds a head "
+            "(`AutoModelFor…`) it would get a random one." if head == NO_HEAD else
+            f"With the head of task **{_text(head)}**: the model is for this task.", "",
+        ]  # fmt: skip
+    if loading:
+        lines += ["```python", *loading, "```", ""]
     if provenance.get("kind") == "front":
         preference = ",".join(f"{task}={2 if place == 0 else 1}" for place, task in enumerate(experts))
         lines += [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paretomerge.export.card import model_card
+from paretomerge.export.loading import loading_code
 from paretomerge.weights.companions import copy_companions
 from paretomerge.weights.lazy import Weights, main_dtype
 from paretomerge.weights.writing import Progress, whole_folder, write_json, write_marker, write_shards
@@ -41,7 +42,7 @@ def write_model(
     with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:
         write_shards(weights, temporary, shard_bytes=shard_bytes, progress=progress)
         write_companions(temporary, config, companions, weights)
-        (temporary / "README.md").write_text(model_card(provenance), encoding="utf-8")
+        (temporary / "README.md").write_text(model_card(provenance, loading_code(config, temporary)), encoding="utf-8")
         write_marker(temporary / PROVENANCE, provenance)
 
 

@@ -14,6 +14,7 @@ from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
 from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import PROVENANCE
+from paretomerge.export.loading import adapter_code
 from paretomerge.weights.adapted import Adapted, Compressed, Pair, compressed
 from paretomerge.weights.architecture import empty_model, live_names
 from paretomerge.weights.checkpoint import Checkpoint
@@ -72,7 +73,8 @@ def write_lora(
     with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:
         write_safetensors(tensors, temporary / "adapter_model.safetensors")
         write_json(temporary / "adapter_config.json", adapter)
-        (temporary / "README.md").write_text(model_card({**provenance, "adapter_of": base_model}), encoding="utf-8")
+        code = [] if head else adapter_code(config, base_model)
+        (temporary / "README.md").write_text(model_card({**provenance, "adapter_of": base_model}, code), encoding="utf-8")
         write_marker(temporary / PROVENANCE, provenance)
     total = sum(each.total for each in losses.values())
     return (sum(each.lost for each in losses.values()) / total) ** 0.5 if total else 0.0

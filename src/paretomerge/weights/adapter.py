@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,9 @@ class Factors:
 class Adapter:
     """A LoRA adapter: ``factors`` by the name of the weight they add to, ``replaced`` tensors that are stored whole."""
 
-    path: Path
-    file: Path
+    path: Path | None
+    """None: in memory."""
+    file: Path | None
     config: dict[str, Any]
     factors: dict[str, Factors]
     replaced: dict[str, Tensor]
@@ -87,6 +88,17 @@ def open_adapter(path: Path) -> Adapter:
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
         raise unreadable(file, error) from error
 
+    adapter = replace(adapter_from(path, config, tensors), states=states)
+    touched(states)
+    return adapter
+
+
+def adapter_from(folder: Path | None, config: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
+    """An adapter from what its two files hold (``folder`` None: it is in memory); raises as ``open_adapter``."""
+    path = folder or Path("adapter in memory")
+    if folder is None:
+        _supported(path, config)
+    file = path / "adapter_model.safetensors" if folder else path
     factors: dict[str, Factors] = {}
     ranks: dict[str, int] = {}
     replaced: dict[str, Tensor] = {}
@@ -130,8 +142,7 @@ def open_adapter(path: Path) -> Adapter:
         why = f"the scaling of a module cannot be told from r, lora_alpha and their patterns ({error})"
         raise UserError(f"{path / 'adapter_config.json'}: {why}: download it again") from error
     factors = {f"{module}.weight": _trimmed(factors[f"{module}.weight"], scale) for module, scale in scales.items()}
-    touched(states)
-    return Adapter(path, file, config, factors, replaced, states)
+    return Adapter(folder, file if folder else None, config, factors, replaced)
 
 
 def _supported(path: Path, config: dict[str, Any]) -> None:

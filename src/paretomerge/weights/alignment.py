@@ -340,9 +340,9 @@ def _is_vocabulary(name: str, shape: tuple[int, ...], base: tuple[int, ...]) -> 
 
 def _file(source: Weights | Adapter, name: str) -> str:
     if isinstance(source, Adapter):
-        return str(source.file)
+        return str(source.file or "adapter in memory")
     return str(getattr(source, "files", {}).get(name, getattr(source, "path", "in memory")))
 
 
 def _label(task: str, source: Weights | Adapter) -> str:
-    return str(getattr(source, "path", f"expert {task}"))
+    return str(getattr(source, "path", None) or f"expert {task}")

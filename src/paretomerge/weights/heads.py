@@ -9,10 +9,14 @@ from typing import Any
 import torch
 
 from paretomerge.errors import UserError
+from paretomerge.options import unknown
 from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.naming import from_base
+
+NO_HEAD = "none"
+"""Chosen for the shared weights alone, as a model of the base's own class."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,30 @@ def heads_of(experts: Experts) -> dict[str, Head]:
     return heads
 
 
+def chosen_head(heads: Mapping[str, Head], head: str | None, tasks: Sequence[str]) -> str | None:
+    """The task whose head a model is exported with; None: with the base's own class, as nothing else is to be chosen.
+
+    Args:
+        heads: of the tasks that have one.
+        head: a task, ``"none"`` for the model without a task's head, or None: not chosen yet.
+        tasks: all tasks.
+
+    Raises:
+        UserError: there are heads, and none is chosen; no such task, or a task without a head.
+    """
+    if head == NO_HEAD and NO_HEAD not in tasks:
+        return None
+    if head is not None:
+        head_of(heads, head, tasks)
+        return head
+    if able := [task for task, own in heads.items() if own.config]:
+        raise UserError(
+            f"{'tasks have heads' if len(able) > 1 else 'a task has a head'} of their own ({', '.join(able)}): choose "
+            f"one with --head TASK (head= in Python), or --head {NO_HEAD} for the base's own class without any of them"
+        )
+    return None
+
+
 def head_of(heads: Mapping[str, Head], task: str, tasks: Sequence[str]) -> Head:
     """The head of one task, with all that a model needs.
 
@@ -60,8 +88,8 @@ def head_of(heads: Mapping[str, Head], task: str, tasks: Sequence[str]) -> Head:
     """
     if task not in heads:
         if task in tasks:
-            raise UserError(f"task {task} has no head of its own: leave --head out")
-        raise UserError(f"no task is called {task!r} (tasks: {', '.join(tasks)})")
+            raise UserError(f"task {task} has no head of its own: leave --head out, or --head {NO_HEAD}")
+        raise UserError(f"{unknown('task in head', task, tasks)}; {NO_HEAD}: without a head")
     if not heads[task].config:
         raise UserError(f"the head of task {task} came without a config.json (with a LoRA adapter): leave --head out")
     return heads[task]
