@@ -237,7 +237,9 @@ class Front:
                 (temporary / HEADS / task).mkdir(parents=True)
                 write_safetensors(finite(head.tensors), temporary / HEADS / task / "head.safetensors")
                 write_json(temporary / HEADS / task / "config.json", head.config)
-                heads[task] = {"prefix": head.prefix, "lacks": list(head.lacks)} | ({"names": dict(head.names)} if head.names else {})
+                heads[task] = {"prefix": head.prefix, "lacks": list(head.lacks)} | (
+                    {"names": dict(head.names)} if head.names else {}
+                )
             loading = [] if adapter else loading_code(self.config, temporary)
             (temporary / "README.md").write_text(self.card(loading), encoding="utf-8")
             write_marker(

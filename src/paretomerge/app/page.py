@@ -183,7 +183,10 @@ def _wish(view: View) -> tuple[Any, ...]:
     with gr.Row():
         menus = [
             (gr.Dropdown([("task …", ""), *tasks], value="", label=label, min_width=120, elem_id=kind), kind)
-            for kind, label in (("priority", f"{priority_in_words(len(tasks)).capitalize()} to one task"), ("only", "All to one task"))
+            for kind, label in (
+                ("priority", f"{priority_in_words(len(tasks)).capitalize()} to one task"),
+                ("only", "All to one task"),
+            )
         ]
     return sliders, triangle, presets, menus
 

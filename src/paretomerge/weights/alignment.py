@@ -109,9 +109,7 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
             findings.append(Finding("note", _label("base", base), f"{module}.*", f"{why}: kept per task, not merged"))
     experts: dict[str, ExpertNames] = {}
     for task, source in sources.items():
-        experts[task] = _align_one(
-            task, source, base, matchings[task], infos, fixed, set(duplicates), options, findings
-        )
+        experts[task] = _align_one(task, source, base, matchings[task], infos, fixed, set(duplicates), options, findings)
     changed = {name for expert in experts.values() for name in expert.names}
     wrong = {(finding.tensor, finding.file) for finding in findings if finding.level == "error"}
     for task, source in sources.items():
@@ -311,9 +309,7 @@ def _unfit(*dtypes: torch.dtype) -> str:
     return next((str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in _ADDED), "")
 
 
-def _task_heads(
-    base: Weights, sources: Mapping[str, Weights | Adapter], matchings: Mapping[str, Matching]
-) -> dict[str, str]:
+def _task_heads(base: Weights, sources: Mapping[str, Weights | Adapter], matchings: Mapping[str, Matching]) -> dict[str, str]:
     """The base's modules that are heads of different tasks, by transformers' names for classification heads, and why.
 
     A head is a task's own where its shape differs from the base's, or where the models' labels do: to average rows that stand

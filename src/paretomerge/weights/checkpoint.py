@@ -19,8 +19,8 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
-from paretomerge.weights.companions import FETCHED, NOT_FETCHED
 from paretomerge.strict_json import untagged
+from paretomerge.weights.companions import FETCHED, NOT_FETCHED
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
 from paretomerge.weights.quantised import refuse_quantised
 from paretomerge.weights.rows import StoredRows, shorter
