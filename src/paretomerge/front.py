@@ -176,7 +176,9 @@ class Front:
                 (temporary / HEADS / task).mkdir(parents=True)
                 write_safetensors(head.tensors, temporary / HEADS / task / "head.safetensors")
                 write_json(temporary / HEADS / task / "config.json", head.config)
-                heads[task] = {"prefix": head.prefix, "lacks": list(head.lacks)} | ({"names": dict(head.names)} if head.names else {})
+                heads[task] = {"prefix": head.prefix, "lacks": list(head.lacks)} | (
+                    {"names": dict(head.names)} if head.names else {}
+                )
             (temporary / "README.md").write_text(self.card(), encoding="utf-8")
             write_marker(
                 temporary / FACTS,

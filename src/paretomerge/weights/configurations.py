@@ -100,5 +100,3 @@ def _dict(value: object) -> dict[str, Any]:
 def _shown(value: object) -> str:
     text = "not given" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-

@@ -30,9 +30,7 @@ class Head:
 
     def on(self, weights: Weights, dtype: torch.dtype | None = None) -> Weights:
         """The whole model of the task: shared weights under its own names, and its head."""
-        shared = weights.without(frozenset(self.lacks)).renamed(
-            lambda name: self.names.get(name, from_base(name, self.prefix))
-        )
+        shared = weights.without(frozenset(self.lacks)).renamed(lambda name: self.names.get(name, from_base(name, self.prefix)))
         own = self.tensors.cast(dtype)
         return shared.replacing(own.infos, own.__getitem__)
 

@@ -10,7 +10,17 @@ from paretomerge.weights.adapter import Adapter
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.matching import Matching, config_of
 
-_USUAL = ("classifier", "score", "classification_head", "pre_classifier", "qa_outputs", "lm_head", "cls", "v_head", "value_head")
+_USUAL = (
+    "classifier",
+    "score",
+    "classification_head",
+    "pre_classifier",
+    "qa_outputs",
+    "lm_head",
+    "cls",
+    "v_head",
+    "value_head",
+)
 """Names at the root of a model that transformers and trl give to heads, of any architecture."""
 
 

@@ -79,7 +79,9 @@ def _match_live(source: Weights | Adapter, names: Collection[str], base: Weights
     back = {live: name for name, live in there.items()} | {name: name for name in base if isinstance(source, Adapter)}
     found = {own: back.get(to_base(live, prefix), own) for own, live in here.items()}
     joined = {whole: name for name, (_, whole) in base_names.parts.items()}
-    fused = {own: joined[at] for own, live in here.items() if (at := to_base(live, prefix)) in joined and found[own] not in base}
+    fused = {
+        own: joined[at] for own, live in here.items() if (at := to_base(live, prefix)) in joined and found[own] not in base
+    }
     for own, (_, whole) in parts.items():
         if found[own] not in base and (at := back.get(to_base(whole, prefix))):
             fused[own] = at

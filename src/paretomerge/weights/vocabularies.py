@@ -42,7 +42,9 @@ def token_findings(base: Weights, sources: Mapping[str, Weights | Adapter]) -> l
         if other:
             i, token, (theirs, owner) = min(other)
             what = f"{len(other)} of {len(tokens or {})} ids are other tokens than in {owner} (id {i}: {token[:40]!r}, there {theirs[:40]!r})"
-            findings.append(Finding("warning", str(file), "", f"{what}: rows of the embedding that mean different things are merged"))
+            findings.append(
+                Finding("warning", str(file), "", f"{what}: rows of the embedding that mean different things are merged")
+            )
         for i, token in (tokens or {}).items():
             known.setdefault(i, (token, whose))
     return findings
