@@ -39,7 +39,6 @@ CASES = {
         {},
     ),
     "embedding": ("llama", {"target_modules": [*LLAMA, "embed_tokens"]}, {}),
-    "embedding, tied": ("llama", {"target_modules": [*LLAMA, "embed_tokens"]}, {"tie_word_embeddings": True}),
     "head": ("llama", {"target_modules": [*LLAMA, "lm_head"]}, {}),
     "whole modules": ("llama", {"target_modules": LLAMA, "modules_to_save": ["lm_head", "norm"]}, {}),
     "Conv1D": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}, {}),

@@ -172,12 +172,13 @@ def _align_one(
     for own, shape in shapes.items():
         name = matching.names[own]
         file = _file(source, own)
-        if name in fixed or name in duplicates or matches(name, options.exclude):
+        if name in fixed or name in duplicates or own in matching.fused or matches(name, options.exclude):
             continue
         if matches(name, options.heads) or matches(own, options.heads):
             heads.append(own)
         elif name not in infos:
-            if own in own_twins or (isinstance(source, Weights) and is_buffer(own, source.infos[own])):
+            twin = own in own_twins and not (isinstance(source, Adapter) and own in source.factors)
+            if twin or (isinstance(source, Weights) and is_buffer(own, source.infos[own])):
                 continue
             if (embedding := tied_embedding(name, infos, shape)) and _ties(base):
                 if not (isinstance(source, Adapter) and source.config.get("ensure_weight_tying")):
@@ -221,7 +222,7 @@ def _align_one(
         findings.append(Finding("note", label, some(heads), "kept as the head of this task"))
     known = sum(name in base for name in matching.names.values())
     if matching.fused:
-        findings.append(_fused(source, matching.fused))
+        findings.append(_fused(source, base, matching.fused))
     elif not isinstance(source, Adapter) and known * 2 < len(shapes) and not any(f.level == "error" for f in findings):
         message = f"only {known} of its {len(shapes)} tensors are in the base: is it of this base?"
         findings.append(Finding("error", label, "", message))
@@ -279,11 +280,13 @@ def _moved_alone(
     return [Finding("error", str(adapter.file), name, _alone(name, "the output projection")) for name in alone]
 
 
-def _fused(source: Weights | Adapter, fused: Mapping[str, str]) -> Finding:
+def _fused(source: Weights | Adapter, base: Weights, fused: Mapping[str, str]) -> Finding:
+    """Experts of a mixture that one of the two models has joined in one tensor, the other one by one."""
     own, name = next(iter(fused.items()))
+    apart = _label("base", base) if len(own.split(".")) < len(name.split(".")) else _label("", source)
     message = (
-        f"holds what the base stores as {name}: one has its experts joined in one tensor, the other one by one; load this model "
-        "with transformers' from_pretrained and save it with save_pretrained, or the base, so that both are stored alike"
+        f"is what the base stores as {name}: one has its experts joined, the other one by one. Store both alike: load {apart} "
+        "with transformers and save it with save_pretrained(folder, save_original_format=False)"
     )
     return Finding("error", _file(source, own), own, message)
 

@@ -58,8 +58,8 @@ def tied_in(source: Weights | Adapter, own: Mapping[str, str], second: str, firs
         trained = [own[name] for name in (first, second) if name in own]
         if not trained or source.config.get("ensure_weight_tying"):
             return True
-        both = [source.replaced[name] for name in trained if name in source.replaced]
-        return len(both) == 2 and torch.equal(*both)
+        whole = [source.replaced[name] for name in trained if name in source.replaced and name not in source.factors]
+        return len(whole) == 2 and torch.equal(*whole)
     pairs = tied_pairs(source)
     return second not in own or pairs.get(own[second], own[second]) == pairs.get(own.get(first, ""), own.get(first))
 
