@@ -66,6 +66,7 @@ def test_a_set_with_nan_is_refused(cli, zoo, method, value):
     assert "NaN or infinite" in cli.refuses("pick", "front", "-p", "only:a", "-o", "m")
     if "soup" not in method:
         assert "NaN or infinite" in cli.refuses("pick", "front", "-p", "only:a", "--lora", "-o", "m")
+    assert "NaN or infinity" in cli.refuses("report", "front", "-o", "report.html")
     front = load_front("front")
     with pytest.raises(UserError, match="NaN or infinite"):
         front.save("again")

@@ -56,6 +56,8 @@ def refuse_quantised(path: Path, config: Mapping[str, Any], tensors: Iterable[tu
             return
     way = _WAYS.get(method.partition(" ")[0])
     dequantise = f", or dequantise it: {way.replace('{path}', repr(str(path)))}" if way else ", or dequantise it with its tool"
+    if by.startswith("quantization_config"):
+        dequantise += " (weights that are in full precision already need no quantization_config: remove it)"
     raise UserError(
         f"{file}: the model is quantised ({by}): its numbers mean nothing without their scales. Use the full-precision model "
         f"that it was made of{dequantise}. A LoRA that was trained on it (QLoRA) is merged onto that full-precision base: name "
