@@ -106,7 +106,7 @@ def test_every_place_is_seen(dtype):
             for place in {0, size // 2, size - 1}:
                 spoiled = tensor.clone()
                 spoiled[place] = value
-                with pytest.raises(UserError, match="^x: "):
+                with pytest.raises(UserError, match=r"^x: "):
                     check_finite("x", spoiled)
     check_finite("x", torch.empty(0, dtype=dtype))
     check_finite("x", torch.ones(3, dtype=torch.float8_e4m3fn))

@@ -45,7 +45,10 @@ def test_wrong_types_are_one_line_or_do_no_harm(cli, front, change):
     file = Path("front/config.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     data = ["--data", f"a={front / 'text.txt'}", "--data", f"b={front / 'text.txt'}"]
-    for words in (["evaluate", "front", *data, "-p", "only:a", "--dry"], ["pick", "front", "-p", "only:a", "--lora", "-o", "m"]):
+    for words in (
+        ["evaluate", "front", *data, "-p", "only:a", "--dry"],
+        ["pick", "front", "-p", "only:a", "--lora", "-o", "m"],
+    ):
         code, out, err = cli.call([str(word) for word in [*words, "--quiet"]])
         assert code == 0 or (code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1), err
     if "architectures" in change:

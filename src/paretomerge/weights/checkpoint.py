@@ -121,7 +121,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model folder, a ``.safetensors`` file, or a repository of the hub (``org/name`` or ``org/name@revision``).
 
     Raises:
-        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards, a quantised model.
+        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards; a quantised
+            model.
     """
     path = local(path)
     if path.is_file():

@@ -15,8 +15,8 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.weights.adapted import Pair
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
-from paretomerge.weights.beside import bases_of_adapters, modules_not_merged
 from paretomerge.weights.alignment import Finding, Options, align
+from paretomerge.weights.beside import bases_of_adapters, modules_not_merged
 from paretomerge.weights.checkpoint import Checkpoint, local, open_checkpoint
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 

@@ -11,8 +11,10 @@ from paretomerge.errors import UserError
 
 _FIELDS = ("quantization_config", "compression_config")
 _PACKED = re.compile(
-    r"\.(qweight|qzeros|SCB|weight_format|(nested_)?absmax|(nested_)?quant_map|quant_state\.\w+|g_idx"  # GPTQ, AWQ, bitsandbytes
-    r"|weight_scales?(_inv|_2)?|weight_zero_point|weight_packed|weight_global_scale|weight_?_qdata|weight\._data)$"  # fp8 and others
+    r"\.(qweight|qzeros|g_idx"  # GPTQ, AWQ
+    r"|SCB|weight_format|(nested_)?absmax|(nested_)?quant_map|quant_state\.\w+"  # bitsandbytes
+    r"|weight_scales?(_inv|_2)?|weight_zero_point|weight_packed|weight_global_scale"  # fp8, compressed-tensors, NVFP4
+    r"|weight_?_qdata|weight\._data)$"  # torchao, quanto
     r"|_proj_(blocks|scales)$"  # MXFP4
 )
 """Names of tensors that only quantised models have."""
