@@ -1,6 +1,8 @@
 """Patterns of adapters: PEFT's own rule, and no pattern that takes for ever."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paretomerge.weights.patterns import scalings
 
@@ -11,12 +13,13 @@ PATTERNS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("pattern", PATTERNS)
-def test_they_match_as_in_peft(pattern):
+@given(st.lists(st.sampled_from(PATTERNS), unique=True), st.sampled_from(MODULES))
+def test_they_match_as_in_peft(patterns, module):
+    """The first that fits, with whatever a dot stands for."""
     get_pattern_key = pytest.importorskip("peft.utils.other").get_pattern_key
-    for module in MODULES:
-        expected = 8 if get_pattern_key([pattern], module) == pattern else 4
-        assert scalings({"r": 1, "alpha_pattern": {pattern: 8}, "lora_alpha": 4}, {module: 1}) == {module: expected}
+    values = {pattern: 8 + number for number, pattern in enumerate(patterns)}
+    expected = values.get(get_pattern_key(patterns, module), 4)
+    assert scalings({"r": 1, "alpha_pattern": values, "lora_alpha": 4}, {module: 1}) == {module: expected}
 
 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
@@ -24,7 +27,7 @@ def test_none_runs_for_ever(monkeypatch, field):
     """Six patterns with which Python's own engine would not be done in years: they have one time limit together."""
     monkeypatch.setattr("paretomerge.weights.patterns._SECONDS", 0.1)
     hostile = ["(a|aa)+", "((a|aa)+)+", "(a|a?)+", "(a|aa|aaa)+", "((((a{0,50}){0,50}){0,50}){0,50})", "(aa|a)+"]
-    with pytest.raises(ValueError, match=r"model\.a+b0: its patterns take longer than"):
+    with pytest.raises(ValueError, match=r"model\.a+b0: the patterns take longer than"):
         scalings({"r": 3, "lora_alpha": 3, field: dict.fromkeys(hostile, 3)}, {f"model.{'a' * 60}b{i}": 3 for i in range(50)})
 
 
