@@ -160,9 +160,9 @@ def local(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download  # only where the hub is asked: importing it costs 0.3 s
 
     repository, _, revision = name.partition("@")
-    wanted = {"allow_patterns": list(FETCHED), "ignore_patterns": list(NOT_FETCHED)}
+    wanted, unwanted = list(FETCHED), list(NOT_FETCHED)
     try:
-        return Path(snapshot_download(repository, revision=revision or None, **wanted))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:  # whatever its client raises: offline, 404, 401, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: no such folder here, and not to be had from the hub ({reason})") from error
