@@ -1,7 +1,7 @@
 """Ranks and scalings per module of a LoRA adapter, as PEFT finds them: by patterns that come with the adapter.
 
-A pattern is a regular expression from a file that may come from anybody, and some take for ever (``(a+)+$``). Plain names, which
-nearly all are, are looked up; the others run in an engine that has a time limit.
+A pattern is a regular expression from a file that may come from anybody, and some take for ever (``(a+)+$``). Plain names,
+which nearly all are, are looked up; the others run in an engine that has a time limit.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def scalings(config: Mapping[str, Any], modules: Mapping[str, int]) -> dict[str,
     return found
 
 
-def _lookup(patterns: Any, timed: Callable[[Callable[[float], Any]], Any]) -> Callable[[str, Any], Any]:
+def _lookup(patterns: Any, timed: Callable[..., Any]) -> Callable[[str, Any], Any]:
     """PEFT's rule: the value of the first pattern that is a regular expression for the module's name, or for its end.
 
     Args:
         patterns: pattern -> value.
-        timed: calls a function with the seconds that are left.
+        timed: calls a function with its arguments and the seconds that are left.
     """
     # names by their length and dots, so that a module is looked up in a few tables, however many patterns there are
     names: dict[int, dict[Dots, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
@@ -69,7 +69,7 @@ def _lookup(patterns: Any, timed: Callable[[Callable[[float], Any]], Any]) -> Ca
             dots = tuple(i for i, sign in enumerate(pattern) if sign == ".")
             names[len(pattern)][dots].setdefault(_without(pattern, dots), number)
         else:
-            others[number] = timed(lambda left, pattern=pattern: regex.compile(rf"(.*\.)?({pattern})$"))
+            others[number] = timed(_compiled, pattern)
 
     def of(module: str, default: Any) -> Any:
         first = min(
@@ -84,7 +84,7 @@ def _lookup(patterns: Any, timed: Callable[[Callable[[float], Any]], Any]) -> Ca
         for number, compiled in others.items():
             if number > first:
                 break
-            if timed(lambda left, compiled=compiled: compiled.match(module, timeout=left)):
+            if timed(_match, compiled, module):
                 return values[number]
         return values[first] if first < len(values) else default
 
@@ -107,14 +107,22 @@ def _without(name: str, places: Dots) -> str:
     return "".join(signs)
 
 
-def _timed(seconds: float) -> Callable[[Callable[[float], Any]], Any]:
+def _compiled(pattern: str, _: float) -> Any:
+    return regex.compile(rf"(.*\.)?({pattern})$")
+
+
+def _match(compiled: Any, module: str, left: float) -> Any:
+    return compiled.match(module, timeout=left)
+
+
+def _timed(seconds: float) -> Callable[..., Any]:
     """A caller of functions that together may compute so long; the time in which others compute does not count."""
     left = seconds
 
-    def call(work: Callable[[float], Any]) -> Any:
+    def call(work: Callable[..., Any], *given: Any) -> Any:
         nonlocal left
         started = time.thread_time()
-        done = work(left)
+        done = work(*given, left)
         left -= time.thread_time() - started
         if left <= 0:
             raise TimeoutError
