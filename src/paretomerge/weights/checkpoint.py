@@ -69,7 +69,7 @@ class Checkpoint(Weights):
                     raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
                 slice_ = handle.get_slice(name)
                 if (dtype := DTYPES.get(slice_.get_dtype())) is None:
-                    refuse_quantised(path, {}, [(name, slice_.get_dtype())])
+                    refuse_quantised(path, {}, [(file, name, slice_.get_dtype())])
                     raise UserError(f"{file}: {name}: dtype {slice_.get_dtype()} is not supported: store it as BF16")
                 infos[name] = TensorInfo(tuple(slice_.get_shape()), dtype)
                 self.files[name] = file
@@ -140,7 +140,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
     names = {dtype: name for name, dtype in DTYPES.items()}
-    refuse_quantised(checkpoint.path, {}, ((name, names[info.dtype]) for name, info in checkpoint.infos.items()))
+    tensors = ((checkpoint.files[name], name, names[info.dtype]) for name, info in checkpoint.infos.items())
+    refuse_quantised(checkpoint.path, {}, tensors)
     return checkpoint
 
 

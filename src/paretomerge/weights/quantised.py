@@ -36,13 +36,13 @@ _WAYS = {
 """How transformers writes the model in full precision, where it can."""
 
 
-def refuse_quantised(path: Path, config: Mapping[str, Any], tensors: Iterable[tuple[str, str]] = ()) -> None:
+def refuse_quantised(path: Path, config: Mapping[str, Any], tensors: Iterable[tuple[Path, str, str]] = ()) -> None:
     """Raise the one line about a quantised model, if this is one.
 
     Args:
         path: of the model: a folder or a file.
         config: its ``config.json``; {} where there is none.
-        tensors: names and safetensors' dtypes.
+        tensors: the file, the name and safetensors' dtype of each.
 
     Raises:
         UserError: the model is quantised, by its configuration or by its tensors.
@@ -50,9 +50,9 @@ def refuse_quantised(path: Path, config: Mapping[str, Any], tensors: Iterable[tu
     method = _configured(config)
     file, by = (path / "config.json", f"quantization_config: {method}") if method else (path, "")
     if not method:
-        for name, dtype in tensors:
+        for place, name, dtype in tensors:
             if _PACKED.search(name) or _NARROW.fullmatch(dtype) or (_WHOLE.search(name) and dtype in _INTEGERS):
-                method, by = "unknown", f"{name} ({dtype})"
+                file, method, by = place, "unknown", f"{name} ({dtype})"
                 break
         else:
             return
