@@ -66,6 +66,7 @@ def test_a_set_with_nan_is_refused(cli, zoo, method, value):
     assert "NaN or infinite" in cli.refuses("pick", "front", "-p", "only:a", "-o", "m")
     if "soup" not in method:
         assert "NaN or infinite" in cli.refuses("pick", "front", "-p", "only:a", "--lora", "-o", "m")
+    assert "NaN or infinity" in cli.refuses("report", "front", "-o", "report.html")
     front = load_front("front")
     with pytest.raises(UserError, match="NaN or infinite"):
         front.save("again")
@@ -105,7 +106,7 @@ def test_every_place_is_seen(dtype):
             for place in {0, size // 2, size - 1}:
                 spoiled = tensor.clone()
                 spoiled[place] = value
-                with pytest.raises(UserError, match="^x: "):
+                with pytest.raises(UserError, match=r"^x: "):
                     check_finite("x", spoiled)
     check_finite("x", torch.empty(0, dtype=dtype))
     check_finite("x", torch.ones(3, dtype=torch.float8_e4m3fn))

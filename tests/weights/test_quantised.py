@@ -59,8 +59,7 @@ def test_by_the_tensors(tmp_path, case, config):
     file = folder / "model.safetensors"
     tensors = load_file(file) | {name: torch.zeros(8, 4).to(dtype) for name, dtype in TENSORS[case].items()}
     save_file(tensors, file)
-    where = folder if config else file
-    assert refusal(lambda: open_checkpoint(where)).startswith(str(where))
+    assert str(file) in refusal(lambda: open_checkpoint(folder if config else file))
 
 
 def test_dtypes_of_four_bits(tmp_path):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from paretomerge import preferences
+from paretomerge.errors import UserError
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet
 
@@ -45,11 +46,13 @@ def changes(of: ParetoSet) -> Changes | None:
         for gamma in corners:
             if isinstance(of, LowRank):
                 left, right = (factor.double() for factor in of.low_rank(name, gamma))
-                each.append(max(0.0, float(((left.T @ left) * (right @ right.T)).sum())))
+                each.append(float(((left.T @ left) * (right @ right.T)).sum()))
             else:
                 moved = of.shift_(name, torch.zeros(infos[name].shape), gamma, of.equal)
                 each.append(float(moved.double().square().sum()))
-        squares[name] = each
+        if not all(map(math.isfinite, each)):
+            raise UserError(f"{name}: moves by NaN or infinity: the front is damaged (paretomerge verify): fit it again")
+        squares[name] = [max(0.0, square) for square in each]
     order = sorted(squares, key=lambda name: _depth(name))
     return Changes(tasks, _grouped(order, squares, numbers, _layer), _grouped(list(squares), squares, numbers, _kind))
 

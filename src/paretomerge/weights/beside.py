@@ -52,9 +52,7 @@ def bases_of_adapters(
                 yield Finding("note", file, "", f"names {trained_on} as its base: make sure that {base.path} is that model")
             continue
         if difference := _difference(other, base, options):
-            message = (
-                f"was trained on {trained_on}, another model than the base {base.path} ({difference}): name that as the base"
-            )
+            message = f"was trained on {trained_on}, which is not the base {base.path} ({difference}): name that as the base"
             yield Finding("error", file, "", message)
         elif not _alike(other, base):
             message = f"was trained on {trained_on}, whose weights differ from those of the base {base.path}: wrong base?"

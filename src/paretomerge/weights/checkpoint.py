@@ -73,7 +73,7 @@ class Checkpoint(Weights):
                     raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
                 slice_ = handle.get_slice(name)
                 if (dtype := DTYPES.get(slice_.get_dtype())) is None:
-                    refuse_quantised(path, {}, [(name, slice_.get_dtype())])
+                    refuse_quantised(path, {}, [(file, name, slice_.get_dtype())])
                     raise UserError(f"{file}: {name}: dtype {slice_.get_dtype()} is not supported: store it as BF16")
                 infos[name] = TensorInfo(tuple(slice_.get_shape()), dtype)
                 self.files[name] = file
@@ -128,7 +128,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model folder, a ``.safetensors`` file, or a repository of the hub (``org/name`` or ``org/name@revision``).
 
     Raises:
-        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards, a quantised model.
+        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards; a quantised
+            model.
     """
     path = local(path)
     if path.is_file():
@@ -147,7 +148,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
     names = {dtype: name for name, dtype in DTYPES.items()}
-    refuse_quantised(checkpoint.path, {}, ((name, names[info.dtype]) for name, info in checkpoint.infos.items()))
+    tensors = ((checkpoint.files[name], name, names[info.dtype]) for name, info in checkpoint.infos.items())
+    refuse_quantised(checkpoint.path, {}, tensors)
     return checkpoint
 
 
@@ -167,9 +169,9 @@ def local(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download  # only where the hub is asked: importing it costs 0.3 s
 
     repository, _, revision = name.partition("@")
-    wanted = {"allow_patterns": list(FETCHED), "ignore_patterns": list(NOT_FETCHED)}
+    wanted, unwanted = list(FETCHED), list(NOT_FETCHED)
     try:
-        return Path(snapshot_download(repository, revision=revision or None, **wanted))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:  # whatever its client raises: offline, 404, 401, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: no such folder here, and not to be had from the hub ({reason})") from error

@@ -1,7 +1,7 @@
 """Ranks and scalings per module of a LoRA adapter, as PEFT finds them: by patterns that come with the adapter.
 
-A pattern is a regular expression from a file that may come from anybody, and some take for ever ("(a+)+$"): Python's engine
-runs those that cannot (no repetition in them), an engine with a time limit the others.
+A pattern is a regular expression from a file that may come from anybody, and some take for ever (``(a+)+$``). Plain names,
+which nearly all are, are looked up; the others run in an engine that has a time limit.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import regex
 
-_SECONDS = 2.0
-"""For all patterns of an adapter together."""
-_PLAIN = re.compile(r"[\w.^$-]*")
+_SECONDS = 20.0
+"""Of computing, for all patterns of an adapter together: a match of an honest one takes microseconds."""
+_NAME = re.compile(r"[\w.-]+")
+
+Dots = tuple[int, ...]
+"""Where the dots of a name are: as a regular expression it has any character there."""
 
 
 def scalings(config: Mapping[str, Any], modules: Mapping[str, int]) -> dict[str, float]:
@@ -27,35 +31,101 @@ def scalings(config: Mapping[str, Any], modules: Mapping[str, int]) -> dict[str,
         modules: module -> the rank of its factors, which counts where the configuration names none.
 
     Raises:
-        ValueError: numbers or patterns that are none, a rank that is not that of the factors; the module's name is in it.
+        ValueError: numbers or patterns that are none or take too long, a rank that is not that of the factors.
     """
-    until = time.monotonic() + _SECONDS
     found = {}
-    for module, rank in modules.items():
-        try:
-            alpha = float(_of(config.get("alpha_pattern"), module, config.get("lora_alpha", rank), until))
-            nominal = _of(config.get("rank_pattern"), module, config.get("r", rank), until)
+    module = ""
+    try:
+        timed = _timed(_SECONDS)
+        alphas, ranks = (_lookup(config.get(name), timed) for name in ("alpha_pattern", "rank_pattern"))
+        for module, rank in modules.items():
+            alpha, nominal = float(alphas(module, config.get("lora_alpha", rank))), ranks(module, config.get("r", rank))
             scale = alpha / (math.sqrt(nominal) if config.get("use_rslora") else nominal)
             if not math.isfinite(scale):
                 raise ValueError(f"{scale}")
             if nominal != rank:
                 raise ValueError(f"r is {nominal}, its tensors have rank {rank}")
             found[module] = scale
-        except TimeoutError:
-            raise ValueError(f"{module}: its patterns take longer than {_SECONDS:.0f} s to match") from None
-        except (TypeError, ValueError, AttributeError, ArithmeticError, re.error, regex.error, RecursionError) as error:
-            raise ValueError(f"{module}: {error}") from error
+    except TimeoutError:
+        raise ValueError(f"{module or 'patterns'}: the patterns take longer than {_SECONDS:.0f} s to match") from None
+    except (TypeError, ValueError, AttributeError, ArithmeticError, regex.error, RecursionError, MemoryError) as error:
+        raise ValueError(f"{module or 'patterns'}: {error}") from error
     return found
 
 
-def _of(patterns: Any, module: str, default: Any, until: float) -> Any:
-    """PEFT's rule: the first pattern that is the module's name or a regular expression for its end."""
-    for pattern, value in (patterns or {}).items():
-        whole = rf"(.*\.)?({pattern})$"
-        if _PLAIN.fullmatch(pattern):
-            match: Any = re.match(whole, module)
+def _lookup(patterns: Any, timed: Callable[..., Any]) -> Callable[[str, Any], Any]:
+    """PEFT's rule: the value of the first pattern that is a regular expression for the module's name, or for its end.
+
+    Args:
+        patterns: pattern -> value.
+        timed: calls a function with its arguments and the seconds that are left.
+    """
+    # names by their length and dots, so that a module is looked up in a few tables, however many patterns there are
+    names: dict[int, dict[Dots, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    others: dict[int, Any] = {}
+    values = list((patterns or {}).values())
+    for number, pattern in enumerate(patterns or {}):
+        if _NAME.fullmatch(pattern):
+            dots = tuple(i for i, sign in enumerate(pattern) if sign == ".")
+            names[len(pattern)][dots].setdefault(_without(pattern, dots), number)
         else:
-            match = regex.match(whole, module, timeout=max(1e-3, until - time.monotonic()))
-        if match:
-            return value
-    return default
+            others[number] = timed(_compiled, pattern)
+
+    def of(module: str, default: Any) -> Any:
+        first = min(
+            (
+                table[key]
+                for end in _ends(module)
+                for dots, table in names.get(len(end), {}).items()
+                if (key := _without(end, dots)) in table
+            ),
+            default=len(values),
+        )
+        for number, compiled in others.items():
+            if number > first:
+                break
+            if timed(_match, compiled, module):
+                return values[number]
+        return values[first] if first < len(values) else default
+
+    return of
+
+
+def _ends(module: str) -> Iterator[str]:
+    """``a.b.c``, ``b.c`` and ``c``."""
+    yield module
+    for place, sign in enumerate(module):
+        if sign == ".":
+            yield module[place + 1 :]
+
+
+def _without(name: str, places: Dots) -> str:
+    """A name with the same character at some places, whatever stood there."""
+    signs = list(name)
+    for place in places:
+        signs[place] = "."
+    return "".join(signs)
+
+
+def _compiled(pattern: str, _: float) -> Any:
+    return regex.compile(rf"(.*\.)?({pattern})$")
+
+
+def _match(compiled: Any, module: str, left: float) -> Any:
+    return compiled.match(module, timeout=left)
+
+
+def _timed(seconds: float) -> Callable[..., Any]:
+    """A caller of functions that together may compute so long; the time in which others compute does not count."""
+    left = seconds
+
+    def call(work: Callable[..., Any], *given: Any) -> Any:
+        nonlocal left
+        started = time.thread_time()
+        done = work(*given, left)
+        left -= time.thread_time() - started
+        if left <= 0:
+            raise TimeoutError
+        return done
+
+    return call

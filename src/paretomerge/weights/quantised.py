@@ -11,8 +11,10 @@ from paretomerge.errors import UserError
 
 _FIELDS = ("quantization_config", "compression_config")
 _PACKED = re.compile(
-    r"\.(qweight|qzeros|SCB|weight_format|(nested_)?absmax|(nested_)?quant_map|quant_state\.\w+|g_idx"  # GPTQ, AWQ, bitsandbytes
-    r"|weight_scales?(_inv|_2)?|weight_zero_point|weight_packed|weight_global_scale|weight_?_qdata|weight\._data)$"  # fp8 and others
+    r"\.(qweight|qzeros|g_idx"  # GPTQ, AWQ
+    r"|SCB|weight_format|(nested_)?absmax|(nested_)?quant_map|quant_state\.\w+"  # bitsandbytes
+    r"|weight_scales?(_inv|_2)?|weight_zero_point|weight_packed|weight_global_scale"  # fp8, compressed-tensors, NVFP4
+    r"|weight_?_qdata|weight\._data)$"  # torchao, quanto
     r"|_proj_(blocks|scales)$"  # MXFP4
 )
 """Names of tensors that only quantised models have."""
@@ -34,13 +36,13 @@ _WAYS = {
 """How transformers writes the model in full precision, where it can."""
 
 
-def refuse_quantised(path: Path, config: Mapping[str, Any], tensors: Iterable[tuple[str, str]] = ()) -> None:
+def refuse_quantised(path: Path, config: Mapping[str, Any], tensors: Iterable[tuple[Path, str, str]] = ()) -> None:
     """Raise the one line about a quantised model, if this is one.
 
     Args:
         path: of the model: a folder or a file.
         config: its ``config.json``; {} where there is none.
-        tensors: names and safetensors' dtypes.
+        tensors: the file, the name and safetensors' dtype of each.
 
     Raises:
         UserError: the model is quantised, by its configuration or by its tensors.
@@ -48,14 +50,16 @@ def refuse_quantised(path: Path, config: Mapping[str, Any], tensors: Iterable[tu
     method = _configured(config)
     file, by = (path / "config.json", f"quantization_config: {method}") if method else (path, "")
     if not method:
-        for name, dtype in tensors:
+        for place, name, dtype in tensors:
             if _PACKED.search(name) or _NARROW.fullmatch(dtype) or (_WHOLE.search(name) and dtype in _INTEGERS):
-                method, by = "unknown", f"{name} ({dtype})"
+                file, method, by = place, "unknown", f"{name} ({dtype})"
                 break
         else:
             return
     way = _WAYS.get(method.partition(" ")[0])
     dequantise = f", or dequantise it: {way.replace('{path}', repr(str(path)))}" if way else ", or dequantise it with its tool"
+    if by.startswith("quantization_config"):
+        dequantise += " (weights that are in full precision already need no quantization_config: remove it)"
     raise UserError(
         f"{file}: the model is quantised ({by}): its numbers mean nothing without their scales. Use the full-precision model "
         f"that it was made of{dequantise}. A LoRA that was trained on it (QLoRA) is merged onto that full-precision base: name "
