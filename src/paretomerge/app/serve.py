@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from paretomerge.errors import UserError
 from paretomerge.front import Front
+from paretomerge.signals import handled
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -122,6 +124,12 @@ def serve(front: Front, *, host: str, port: int, device: str, ready: Callable[[s
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
             ready(address)
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """SIGHUP (a terminal that is closed) ends the server as SIGTERM does; all are raised again when it has ended."""
+            with super().capture_signals(), handled(self.handle_exit):
+                yield
 
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     # the streams of pages that are still open are cut off at the end, which is no error
