@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
-from typing import NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import typer
 
 from paretomerge import looking, making, picking, showing
 from paretomerge.errors import Stopped, UserError
 from paretomerge.terminal import say
+from paretomerge.signals import Ended, ended_by_signals
 
 app = typer.Typer(
     help="Merge fine-tuned models into one for every preference over their tasks.",
@@ -20,8 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-_STOPPED = 130
-"""The exit code of a program that was interrupted (Ctrl-C)."""
+_SIGNAL = 128
+"""The exit code of a program that a signal ended is this and the signal's number: 130 after Ctrl-C, 143 after SIGTERM."""
 _NO_MEMORY = "not enough memory: raise the limit (ulimit -v, control group), or fit smaller batches"
 
 for _command in (
@@ -48,15 +51,24 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal of another encoding: escapes instead of a traceback
         sys.stdout.reconfigure(errors="backslashreplace")
+    with ended_by_signals():
+        _run()
+
+
+def _run() -> NoReturn:
+    ended = 0
+    code: Any = 0
     try:
         code = app(standalone_mode=False)
     except Stopped as stopped:
         say(stopped)
-        sys.exit(_STOPPED)
+        sys.exit(_SIGNAL + stopped.number)
     except UserError as error:
         _fail(str(error))
+    except Ended as error:
+        ended = error.number
     except (KeyboardInterrupt, EOFError, typer.Abort):
-        code = _STOPPED
+        ended = signal.SIGINT
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -75,8 +87,10 @@ def main() -> None:
         if message := error.format_message():
             _fail(message)
         code = 2  # no command, and the help has been shown
-    if code == _STOPPED:
-        say("stopped")
+    if ended or code == _SIGNAL + signal.SIGINT:  # typer's own code for Ctrl-C
+        with suppress(OSError):  # the terminal may be gone
+            say("stopped")
+        sys.exit(_SIGNAL + (ended or signal.SIGINT))
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -8,7 +8,8 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from paretomerge.app.guard import LARGEST_FILE, Guard
 from paretomerge.errors import UserError
 from paretomerge.front import Front
+from paretomerge.signals import handled
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -132,6 +134,12 @@ def serve(front: Front, *, host: str, port: int, device: str, ready: Callable[[s
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             await super().shutdown(sockets=sockets)
             shutil.rmtree(uploads, ignore_errors=True)  # here: the signal that ends the server then ends the program
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """SIGHUP (a terminal that is closed) ends the server as SIGTERM does; all are raised again when it has ended."""
+            with super().capture_signals(), handled(self.handle_exit):
+                yield
 
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     # the streams of pages that are still open are cut off at the end, which is no error

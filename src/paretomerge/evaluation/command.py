@@ -9,13 +9,15 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
+from paretomerge.evaluation.guard import guarded
 from paretomerge.evaluation.outcomes import Failed
 from paretomerge.leftovers import folder_for as folder_for
 from paretomerge.leftovers import left_behind as left_behind
 from paretomerge.leftovers import remove_folder as remove_folder
+from paretomerge.signals import handled
 
 _KEPT = 1 << 22
 """Of what a command prints, the last bytes that are looked at."""
@@ -26,7 +28,7 @@ _GRACE = 5.0
 def run(command: str, *, timeout: float | None, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The last JSON object that a command prints.
 
-    The command gets a process group of its own, and whatever is left of it ends with it.
+    The command gets a process group of its own, and whatever is left of it ends with it, or with this process.
 
     Args:
         command: for ``/bin/sh``.
@@ -36,7 +38,7 @@ def run(command: str, *, timeout: float | None, variables: Mapping[str, str] | N
     Raises:
         Failed: another exit code than 0 (with the end of standard error), no JSON object on standard output, too slow.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, ExitStack() as stack:
         process = None
         try:
             with _held_back():  # an interrupt in here would leave a process that nobody knows
@@ -44,12 +46,14 @@ def run(command: str, *, timeout: float | None, variables: Mapping[str, str] | N
                     command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
                     env={**os.environ, **(variables or {})},
                 )  # fmt: skip
+                stack.enter_context(guarded(process.pid))
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise Failed(f"took more than {timeout:g} s{_told(err)}") from None
         finally:
             if process is not None:
-                _end(process)
+                with _held_back():
+                    _end(process)
         if code:
             how = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
             raise Failed(f"{how}{_told(err)}")
@@ -79,17 +83,9 @@ def last_object(text: str) -> dict[str, Any] | None:
 @contextmanager
 def _held_back() -> Iterator[None]:
     """Interrupts come when the block has ended. (Blocked signals would stay blocked in a child.)"""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    try:
+    with handled(lambda number, _: came.append(number)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     for arrived in came:
         signal.raise_signal(arrived)
 

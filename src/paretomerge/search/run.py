@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from paretomerge.search.merged import ingredients_of
 from paretomerge.search.objective import Objective
 from paretomerge.search.store import FILE, Store
 from paretomerge.sets.searched import Searched
+from paretomerge.signals import Ended, ended_by_signals
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights, as_bytes
 
@@ -66,7 +66,7 @@ def evaluator_for(
             must be some (resume), who hears of it, and where evaluations run (see ``pool_of``).
 
     Raises:
-        Stopped: SIGINT or SIGTERM came; what was measured is kept.
+        Stopped: SIGINT, SIGTERM or SIGHUP came; what was measured is kept.
         UserError: nothing to resume.
     """
     folder = run.folder
@@ -144,20 +144,11 @@ def _states(source: Mapping[str, Any]) -> dict[str, list[int]]:
 
 @contextmanager
 def _stoppable(made: Sequence[Evaluations], folder: Path | None) -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does, so that folders and processes of an evaluation are cleared away; then ``Stopped``."""
-    before: Any = signal.SIG_DFL
-    main = threading.current_thread() is threading.main_thread()
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    if main:
-        before = signal.signal(signal.SIGTERM, stop)
+    """Whatever asks the search to end, folders and processes of an evaluation are cleared away; then ``Stopped``."""
     try:
-        yield
-    except KeyboardInterrupt:
+        with ended_by_signals():
+            yield
+    except (KeyboardInterrupt, Ended) as asked:
         hint = f"; the same command goes on from there (evaluations in {folder})" if folder else ""
-        raise Stopped(f"stopped after {sum(each.done for each in made)} evaluations{hint}") from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        number = asked.number if isinstance(asked, Ended) else signal.SIGINT
+        raise Stopped(f"stopped after {sum(each.done for each in made)} evaluations{hint}", number) from None
