@@ -28,7 +28,7 @@ def test_a_concave_metric_is_estimated_better_than_by_its_chords(K):
     ours = np.array([found.at(gamma).value for gamma in new])
     chords = np.array([between(gamma, known).of(saturating(known)) for gamma in new])
     assert np.sqrt(np.mean((ours - truth) ** 2)) < 0.7 * np.sqrt(np.mean((chords - truth) ** 2))
-    assert found.way != "linear" and found.at(new[0]).error == found.error < 0.05
+    assert found.way != "linear" and all(found.error <= found.at(gamma).error < 0.1 for gamma in new)
 
 
 @pytest.mark.parametrize("K", [2, 3, 4])
@@ -44,6 +44,14 @@ def test_a_quadratic_is_found_and_its_error_is_small(K, larger_is_better):
     found = Estimator(known, quadratic(known), larger_is_better=larger_is_better)
     assert [found.at(gamma).value for gamma in new] == pytest.approx(quadratic(new), abs=2e-3)
     assert found.error < 2e-3
+
+
+def test_where_surrogates_disagree_the_error_is_larger():
+    known = measured_at(3)
+    found = Estimator(known, saturating(known) + 0.1 * known[:, 1] * known[:, 2])
+    for gamma in preferences.dirichlet(3, 10, seed=5):
+        first, second = (surrogate(gamma) for surrogate in found._surrogates)
+        assert found.at(gamma) == (first, pytest.approx(np.hypot(found.error, first - second)))
 
 
 def test_every_estimate_of_a_quadratic_is_concave():

@@ -292,7 +292,7 @@ class _KeptApart:
         w = self.eye
         if beta is not None:
             scale = beta * self.scale
-            w = solve_from_right(self.c + scale * self.eye, self.t + scale * self.turn)
+            w = solve_from_right(self.c + scale * self.n_tasks * self.eye, self.t + scale * self.turn)  # of sums over the tasks
         return 1 + float(((w @ self.merged) * w).sum() - 2 * (w * self.cross).sum()) / self.n_tasks
 
 
