@@ -32,9 +32,9 @@ def test_an_evaluator_in_a_folder_whose_name_is_hostile(cli, zoo, monkeypatch):
     assert not (cli.here / "PWNED").exists()
 
 
-NAMES = ["$(touch PWNED)", "`id`", "a;b", "a|b", "a&b", "a'b", 'a"b', "a\\b", "a*", "a?", "<b>", "a>b", "{a}", "[red]", "a!", "~a",
-         "#a", "a$b", "-a", "a\x1b[31m", "a\u202eb", "a\u200bb", "\ud800", "a\u2028b", "", " a", "a ", ".a", "../a", "a/b",
-         "a^b", "a%b", "a(b"]  # fmt: skip
+NAMES = ["$(touch PWNED)", "`id`", "a;b", "a|b", "a&b", "a'b", 'a"b', "a\\b", "a*", "a?", "<b>", "a>b", "{a}", "[red]", "a!",
+         "~a", "#a", "a$b", "-a", "a\x1b[31m", "a\u202eb", "a\u200bb", "\ud800", "a\u2028b", "", " a", "a ", ".a", "../a",
+         "a/b", "a^b", "a%b", "a(b"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
