@@ -17,6 +17,7 @@ from paretomerge.evaluation.directions import larger_is_better
 from paretomerge.evaluation.experts import EXPERT, PRETRAINED
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import metrics_table
+from paretomerge.plain_text import line
 
 if TYPE_CHECKING:
     from paretomerge.front import Front
@@ -53,7 +54,7 @@ class Metric(NamedTuple):
     @property
     def label(self) -> str:
         """For an axis: ``accuracy (held-out), %``."""
-        return f"{self.name} ({self.split})" + (", %" if self.percent else "")
+        return f"{line(self.name, 60)} ({self.split})" + (", %" if self.percent else "")
 
 
 class Point(NamedTuple):
