@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -158,7 +159,7 @@ def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> t
     except UserError as error:
         if base is not None:
             raise
-        cure = f"paretomerge relocate {folder} --base PATH, if it was moved"
+        cure = f"paretomerge relocate {shlex.quote(str(folder))} --base PATH, if it was moved"
         raise UserError(f"{folder / FACTS}: refers to a base that cannot be opened ({error}): {cure}") from error
     experts = load_experts(start.path, {"equal": folder})
     return task_arithmetic(experts, scale=1.0), start.config

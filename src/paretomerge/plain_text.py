@@ -27,12 +27,12 @@ def line(text: object, most: int = LONGEST) -> str:
     """The same on one line, and a long one without its middle: what is wrong is at its beginning, the cure at its end.
 
     >>> line("a" * 40 + "b" * 40, 60)
-    'aaaaaaaaaaaaaaa … (50 characters left out) … bbbbbbbbbbbbbbb'
+    'aaaaaaaaaa … (60 characters left out) … bbbbbbbbbb'
     """
     whole = printable(" ".join(str(text).splitlines()))
     if len(whole) <= most:
         return whole
-    half = max(1, (most - 30) // 2)
+    half = (most - 40) // 2
     return f"{whole[:half]} … ({len(whole) - 2 * half} characters left out) … {whole[-half:]}"
 
 

@@ -26,7 +26,8 @@ def explore(
 
     if find_spec("gradio") is None:
         raise UserError("explore needs gradio: pip install 'paretomerge[app]'")
-    from paretomerge.app.serve import LOCAL, serve
+    from paretomerge.app.guard import LOCAL
+    from paretomerge.app.serve import serve
     from paretomerge.opening import load_front
 
     opened = load_front(front)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -43,13 +44,14 @@ def verify_files(front: Front) -> list[Check]:
         raise UserError("only a front in a folder can be verified: save it first")
     recorded: dict[Path, str | None] = {front.folder / name: found for name, found in front.files.items()}
     cures = dict.fromkeys(recorded, "fit the front again")
-    flags = {"--base ": front.sources["base"]} | {f"--expert {task}=": s for task, s in front.sources["experts"].items()}
+    flags = {"--base ": front.sources["base"]}
+    flags |= {f"--expert {shlex.quote(task)}=": source for task, source in front.sources["experts"].items()}
     for flag, source in flags.items():
         path = Path(source["path"])
         for name, found in source["files"].items():
             file = path / name if path.name != name else path
             recorded[file] = found
-            cures[file] = f"if it was moved, paretomerge relocate {front.folder} {flag}PATH"
+            cures[file] = f"if it was moved, paretomerge relocate {shlex.quote(str(front.folder))} {flag}PATH"
     there = {file for file in recorded if file.is_file()}
     now = hashes_of(file for file in there if recorded[file] is not None)
     checks = []

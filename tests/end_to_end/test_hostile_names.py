@@ -4,9 +4,19 @@ import json
 import sys
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
 
+import fronts
+from commands import contents, program
 from paretomerge import UserError, load_experts
+from paretomerge.export.card import model_card
+from paretomerge.plain_text import LONGEST
 from paretomerge.preferences import check_task, format, parse
+from paretomerge.report.plots import routing_figure
+from paretomerge.report.routing import Routing
+from paretomerge.terminal import fitting_bar, say, show_rows
 
 
 def test_an_evaluator_in_a_folder_whose_name_is_hostile(cli, zoo, monkeypatch):
@@ -32,9 +42,9 @@ def test_an_evaluator_in_a_folder_whose_name_is_hostile(cli, zoo, monkeypatch):
     assert not (cli.here / "PWNED").exists()
 
 
-NAMES = ["$(touch PWNED)", "`id`", "a;b", "a|b", "a&b", "a'b", 'a"b', "a\\b", "a*", "a?", "<b>", "a>b", "{a}", "[red]", "a!", "~a",
-         "#a", "a$b", "-a", "a\x1b[31m", "a\u202eb", "a\u200bb", "\ud800", "a\u2028b", "", " a", "a ", ".a", "../a", "a/b",
-         "a^b", "a%b", "a(b"]  # fmt: skip
+NAMES = ["$(touch PWNED)", "`id`", "a;b", "a|b", "a&b", "a'b", 'a"b', "a\\b", "a*", "a?", "<b>", "a>b", "{a}", "[red]", "a!",
+         "~a", "#a", "a$b", "-a", "a\x1b[31m", "a\u202eb", "a\u200bb", "\ud800", "a\u2028b", "", " a", "a ", ".a", "../a",
+         "a/b", "a^b", "a%b", "a(b"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -53,3 +63,67 @@ def test_names_of_any_alphabet(name):
 def test_names_in_a_recipe(cli, key):
     (cli.here / "r.yaml").write_text(f'base: b\n{key}: {{"$(id)": x}}\n')
     assert cli.refuses("fit", "r.yaml", "-o", "x").startswith(f"r.yaml: {key}: '$(id)' is no name for a task: ")
+
+
+STEERING = "\x1b]0;title\x07\x1b[31m\u202e\u200b\x9b2J[red]"
+
+
+def test_names_of_tensors_on_the_terminal(cli):
+    """Escapes of a terminal are shown, not sent; a long name does not fill the screen."""
+    name = f"{STEERING}{'y' * 6000}.weight"
+    for file, tensors in {"base": {"x": torch.zeros(2)}, "a": {"x": torch.ones(2), name: torch.ones(2)}}.items():
+        save_file(tensors, cli.here / f"{file}.safetensors")
+    words = ("--base", "base.safetensors", "--expert", "a=a.safetensors")
+    for code, out, err in (cli.call(["merge", *words, "-o", "out"]), cli.call(["check", *words])):
+        said = out + err
+        assert r"\x1b]0;title\x07\x1b[31m\u202e\u200b\x9b2J[red]y" in said and code in (0, 2)
+        assert all(sign.isprintable() or sign == "\n" for sign in said)
+        assert max(map(len, said.splitlines())) <= LONGEST and "characters left out" in said
+    assert cli.call(["check", *words, "--json"])[1].isprintable() is False  # its line ends, and nothing else
+    assert all(sign.isprintable() or sign == "\n" for sign in cli.call(["check", *words, "--json"])[1])
+
+
+def test_names_of_metrics_and_files_in_tables(capsys):
+    row = {"method": STEERING, "preference": "equal", "task": "a", "metric": STEERING, "split": "held-out", "seed": 0}
+    row["value"] = float("nan")
+    show_rows([row])
+    with fitting_bar(["a"], quiet=False) as report:
+        report(100, {"losses": {"0": 1.0}, "steps": 100})
+    say(f"{STEERING}\n{'x' * 9000}")
+    out, err = capsys.readouterr()
+    assert all(sign.isprintable() or sign == "\n" for sign in out + err) and "\\x1b" in out
+    assert err.count("\n") == 2 and max(map(len, err.splitlines())) <= LONGEST
+
+
+def test_names_in_a_card():
+    """Its metadata are YAML, its tables Markdown."""
+    name = "models--x\n- evil: y/snapshots/1"
+    rows = [{"task": "a", "metric": "$x$|<b>\\|\x1b\ud800", "value": 0.5, "how": "measured, held-out"}]
+    card = model_card({"method": "soup", "settings": {"|\n---": STEERING}, "metrics": rows,
+                       "sources": {"base": {"path": name}, "experts": {"a": {"path": "x|`y`\ud800"}}}})  # fmt: skip
+    card.encode()
+    metadata = yaml.safe_load(card.split("---\n")[1])
+    assert "base_model" not in metadata and metadata["tags"] == ["merge", "paretomerge"]
+    assert r"| a | \$x\$\|&lt;b&gt;\\\|\\x1b\\ud800 | 0.5 | measured, held-out |" in card
+    assert all(sign.isprintable() or sign == "\n" for sign in card)
+
+
+def test_names_in_figures_and_reports(tmp_path):
+    """Labels are no mathematics, and the same numbers give the same bytes."""
+    routing = Routing(("a", "b"), ("$x_{1$", STEERING), torch.tensor([[[1.0, 0.0]] * 2] * 2))
+    for ending in ("png", "svg", "pdf"):
+        for number in (1, 2):
+            routing_figure(tmp_path / f"{number}.{ending}", routing)
+        assert (tmp_path / f"1.{ending}").read_bytes() == (tmp_path / f"2.{ending}").read_bytes()
+    assert "$x_{1$" in (tmp_path / "1.svg").read_text() and "<dc:date>" not in (tmp_path / "1.svg").read_text()
+
+
+def test_a_report_has_the_same_bytes_at_each_run(tmp_path):
+    """Whatever the hashes of texts are, and however often it is written."""
+    folder = fronts.front(tmp_path, ("a", "b", "c d")).folder
+    for number, seed in (("1", "1"), ("2", "7")):
+        words = ("report", folder, "-o", tmp_path / f"{number}.html", "--figures", tmp_path / number, "-q")
+        done = program(*words, PYTHONHASHSEED=seed)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "1.html").read_bytes() == (tmp_path / "2.html").read_bytes()
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")

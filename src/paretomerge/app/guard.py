@@ -84,10 +84,10 @@ class Guard:
         visit = scope.get("method") == "GET" and headers.get("sec-fetch-mode") == "navigate"  # a link to the page is none
         if site not in ("same-origin", "none") and not visit:
             return 403, "only the page itself may ask"
-        if origin is not None and origin.lower().partition("://")[2] != host.lower():
-            # a page without referrers is "null" in some requests to itself, and the browser says so
-            if origin != "null" or headers.get("sec-fetch-site") != "same-origin":
-                return 403, "only the page itself may ask"
+        # a page without referrers is "null" in some requests to itself, and the browser says so
+        itself = origin == "null" and headers.get("sec-fetch-site") == "same-origin"
+        if origin is not None and not itself and origin.lower().partition("://")[2] != host.lower():
+            return 403, "only the page itself may ask"
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit() and int(length[:20]) <= _LARGEST_REQUEST):
             return _TOO_LARGE

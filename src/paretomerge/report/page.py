@@ -381,5 +381,13 @@ def _shown(value: object, most: int = 300) -> str:
 
 
 def _script_json(value: object) -> str:
-    """JSON that is safe between script tags."""
-    return compact_json(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    """JSON that is safe between script tags; numbers to seven digits, of which no number of threads changes any."""
+    return compact_json(_rounded(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -19,6 +19,7 @@ from paretomerge.evaluation.estimate import Estimator, Reading
 from paretomerge.evaluation.experts import EXPERT, PRETRAINED
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import metrics_table
+from paretomerge.plain_text import line
 
 if TYPE_CHECKING:
     from paretomerge.front import Front
@@ -63,7 +64,7 @@ class Metric(NamedTuple):
     @property
     def label(self) -> str:
         """For an axis: ``accuracy (held-out), %``."""
-        return f"{self.name} ({self.split})" + (", %" if self.percent else "")
+        return f"{line(self.name, 60)} ({self.split})" + (", %" if self.percent else "")
 
 
 class Point(NamedTuple):
