@@ -306,7 +306,7 @@ def inspect_experts(
         first = next(iter(sources.values()))
         if isinstance(first, Adapter):
             raise UserError(
-                f"{first.path or 'the first expert'}: a LoRA adapter needs the model it was trained on: name it as the base"
+                f"{first.path or 'the first expert'}: a LoRA adapter needs the model it was trained on: name that as base"
             )
         opened_base = first
     else:
