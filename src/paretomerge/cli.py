@@ -13,8 +13,8 @@ import typer
 
 from paretomerge import looking, making, picking, showing
 from paretomerge.errors import Stopped, UserError
-from paretomerge.terminal import say
 from paretomerge.signals import Ended, ended_by_signals
+from paretomerge.terminal import say
 
 app = typer.Typer(
     help="Merge fine-tuned models into one for every preference over their tasks.",

@@ -12,7 +12,7 @@ import tiny
 from paretomerge import api, load_front
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import evaluate_by
-from paretomerge.evaluation.evaluators import ByCommand, ByFunction
+from paretomerge.evaluation.evaluators import ByCommand
 from paretomerge.export.huggingface import write_model
 from paretomerge.search.objective import Objective
 from paretomerge.weights import hashing
@@ -81,7 +81,10 @@ def test_what_does_not_change_is_no_error(here):
         merged = dict(merged)
         with reading():
             dict(api.merge(opened(), "average"))  # of the new one
-        write(api.merge(load_experts("base.safetensors", {"a": "a.safetensors"}), "average"), lambda *_: replace(here / "base.safetensors"))
+        write(
+            api.merge(load_experts("base.safetensors", {"a": "a.safetensors"}), "average"),
+            lambda *_: replace(here / "base.safetensors"),
+        )
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -151,7 +154,9 @@ def test_a_front_while_a_model_is_picked(here, how, file):
 def test_a_front_while_it_is_measured(here):
     api.fit(opened(), "soup").save("front")
     objectives = [Objective(task, "acc", (0.0, 1.0), True) for task in "ab"] if False else _objectives()
-    command = "printf x | dd of=front/model.safetensors bs=1 seek=500 conv=notrunc status=none; echo '{\"a\": 1, \"b\": 1}' # {model}"
+    command = (
+        'printf x | dd of=front/model.safetensors bs=1 seek=500 conv=notrunc status=none; echo \'{"a": 1, "b": 1}\' # {model}'
+    )
     with pytest.raises(UserError, match=r"^front/model.safetensors: has been written to"):
         evaluate_by(load_front("front"), ByCommand(command, objectives), ["equal"])
 

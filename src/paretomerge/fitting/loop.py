@@ -33,8 +33,8 @@ from paretomerge.fitting.gradients import Part, by_one_gradient, by_small_gradie
 from paretomerge.fitting.processes import summed, world
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from paretomerge.fitting.scalarization import SKIPPING, relative_weight, scalarization
-from paretomerge.strict_json import as_json
 from paretomerge.signals import handled
+from paretomerge.strict_json import as_json
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.writing import write_json, write_safetensors
