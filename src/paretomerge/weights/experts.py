@@ -251,7 +251,7 @@ def load_experts(
             slerp do not depend on it).
         experts: task name -> the same, or a PEFT LoRA adapter folder.
         exclude: globs of names that are not merged; the base's tensors are kept.
-        heads: globs of names that stay with each task (names that the base lacks always do).
+        heads: globs of names that stay with each task (heads that the base lacks always do).
         vocab: ``"error"`` or ``"common"``: merge the rows that base and expert have in common.
         missing: ``"error"`` or ``"base"``: a tensor that an expert lacks counts as unchanged.
 
