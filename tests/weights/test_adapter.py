@@ -45,7 +45,7 @@ CASES = {
     "Conv1D with its embeddings": (
         "gpt2",
         {"target_modules": ["c_attn", "wte", "wpe"], "fan_in_fan_out": True},
-        {},
+        {"tie_word_embeddings": False},
     ),
     # peft corrects fan_in_fan_out for each module, and writes what it found last
     "Conv1D and Linear": ("gpt2", {"target_modules": ["c_attn", "lm_head"]}, {"tie_word_embeddings": False}),

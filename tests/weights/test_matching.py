@@ -255,7 +255,7 @@ def test_a_tower_is_no_head(tmp_path):
     base = {
         name.replace("model.language_model", "model"): t for name, t in net.state_dict().items() if "language_model" in name
     }
-    expert = {name: t for name, t in net.state_dict().items()}
+    expert = dict(net.state_dict())
     assert check(base, {"a": expert})
 
 

@@ -318,7 +318,7 @@ def _task_heads(base: Weights, sources: Mapping[str, Weights | Adapter], matchin
     A head is a task's own where its shape differs from the base's, or where the models' labels do: to average rows that stand
     for different classes would be a silent mistake.
     """
-    modules = {found[1] for name in base if (found := _CLASSIFIER.match(name))}
+    modules = {named[1] for name in base if (named := _CLASSIFIER.match(name))}
     dense = {task: source for task, source in sources.items() if isinstance(source, Weights)}
     labels = [source.config.get("id2label") for source in [base, *dense.values()] if isinstance(source, Checkpoint)]
     found = {}

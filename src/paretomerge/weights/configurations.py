@@ -14,17 +14,19 @@ _HEADS = {
     "decoder_attention_heads", "num_kv_heads", "n_head_kv", "multi_query", "head_dim", "d_kv", "attention_head_dim",
 }  # fmt: skip
 _OTHER = {
-    "hidden_act", "hidden_activation", "activation_function", "activation", "feed_forward_proj", "mlp_hidden_act", "afn",
-    "rope", "partial_rotary_factor", "rotary_pct", "rotary_dim", "rope_local_base_freq", "rope_interleave", "position_embedding_type", "alibi",
-    "sliding_window", "use_sliding_window", "max_window_layers", "sliding_window_pattern", "layer_types", "no_rope_layers",
-    "no_rope_layer_interval", "attention_chunk_size", "is_decoder", "new_decoder_architecture", "parallel_attn", "use_parallel_residual",
-    "do_layer_norm_before", "apply_residual_connection_post_layernorm", "normalize_before", "scale_embedding", "scale_embeddings",
+    "hidden_act", "hidden_activation", "activation_function", "activation", "feed_forward_proj", "mlp_hidden_act",
+    "afn", "rope", "partial_rotary_factor", "rotary_pct", "rotary_dim", "rope_local_base_freq", "rope_interleave",
+    "position_embedding_type", "alibi", "sliding_window", "use_sliding_window", "max_window_layers",
+    "sliding_window_pattern", "layer_types", "no_rope_layers", "no_rope_layer_interval", "attention_chunk_size",
+    "is_decoder", "new_decoder_architecture", "parallel_attn", "use_parallel_residual", "do_layer_norm_before",
+    "apply_residual_connection_post_layernorm", "normalize_before", "scale_embedding", "scale_embeddings",
     "use_qk_norm", "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "attention_multiplier",
     "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale", "scale_attn_weights",
-    "scale_attn_by_inverse_layer_idx", "num_experts_per_tok", "norm_topk_prob", "n_group", "topk_group", "routed_scaling_factor",
-    "scoring_func", "topk_method", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "norm_eps", "norm_epsilon",
-    "relative_attention_num_buckets", "relative_attention_max_distance", "patch_size", "temporal_patch_size", "spatial_merge_size",
-    "image_token_id", "image_token_index", "vision_feature_layer", "vision_feature_select_strategy", "feat_extract_norm",
+    "scale_attn_by_inverse_layer_idx", "num_experts_per_tok", "norm_topk_prob", "n_group", "topk_group",
+    "routed_scaling_factor", "scoring_func", "topk_method", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon",
+    "layernorm_epsilon", "norm_eps", "norm_epsilon", "relative_attention_num_buckets",
+    "relative_attention_max_distance", "patch_size", "temporal_patch_size", "spatial_merge_size", "image_token_id",
+    "image_token_index", "vision_feature_layer", "vision_feature_select_strategy", "feat_extract_norm",
     "do_stable_layer_norm", "conv_stride", "hidden_act_type", "layerscale_value", "pooling_type",
 }  # fmt: skip
 _ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
@@ -44,7 +46,7 @@ def differences(config: Mapping[str, Any], base: Mapping[str, Any]) -> Iterator[
 
     try:
         config, part = (transformers_config(each).to_dict() for each in (config, part))
-    except Exception:  # a kind that transformers does not know, values of wrong types: as they are, where both are given  # noqa: BLE001
+    except Exception:  # a kind that transformers does not know, values of wrong types: as they are, where both are given
         yield from ((field, said, fatal) for field, said, fatal, both in _compare(config, part) if both)
         return
     yield from ((field, said, fatal) for field, said, fatal, _ in _compare(config, part))
@@ -81,7 +83,9 @@ def _compare(config: Mapping[str, Any], base: Mapping[str, Any], path: str = "")
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a configuration, with all that says how positions rotate under one name."""
     found = {field: value for field, value in config.items() if field not in _ROPE}
-    scaling = next((config[key] for key in ("rope_parameters", "rope_scaling") if isinstance(config.get(key), dict)), {})
+    scaling: dict[str, Any] = next(
+        (config[key] for key in ("rope_parameters", "rope_scaling") if isinstance(config.get(key), dict)), {}
+    )
     rope = {"rope_type" if key == "type" else key: value for key, value in scaling.items()}
     if isinstance(theta := config.get("rope_theta"), int | float):
         rope.setdefault("rope_theta", theta)

@@ -270,7 +270,7 @@ def load_experts(
         config: the base's configuration, where it brings none (a state dict, a ``.safetensors`` file): a transformers
             config, a dict, or the path of a config.json. Without one, models cannot be built or loaded by transformers.
         exclude: globs of names that are not merged; the base's tensors are kept.
-        heads: globs of names that stay with each task (names that the base lacks always do).
+        heads: globs of names that stay with each task (heads that the base lacks always do).
         vocab: ``"error"`` or ``"common"``: merge the rows that base and expert have in common.
         missing: ``"error"`` or ``"base"``: a tensor that an expert lacks counts as unchanged.
 

@@ -27,9 +27,9 @@ _USUAL = (
 def more_than_a_head(source: Weights | Adapter, base: Weights, matching: Matching, left: Collection[str]) -> list[str]:
     """Those of an expert's tensors ``left``, which the base lacks, that are no head; own names.
 
-    A head is what the architecture calls one (``architecture.is_head_of``). Where that cannot be known (no configuration, a class
-    that transformers does not have), and for modules that the class does not have, it is a module of its own: no part of a
-    further layer, and no further parameter of a module that the base has.
+    A head is what the architecture calls one (``architecture.is_head_of``). Where that cannot be known (no configuration, a
+    class that transformers does not have), and for modules that the class does not have, it is a module of its own: no part
+    of a further layer, and no further parameter of a module that the base has.
     """
     roots = {name.split(".")[0] for name in base} | {matching.prefix.strip("-.").split(".")[0]}
     doubtful = [own for own in left if own.split(".")[0] not in _USUAL or own.split(".")[0] in roots]

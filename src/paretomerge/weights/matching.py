@@ -83,6 +83,6 @@ def _match_live(source: Weights | Adapter, names: Collection[str], base: Weights
         own: joined[at] for own, live in here.items() if (at := to_base(live, prefix)) in joined and found[own] not in base
     }
     for own, (_, whole) in parts.items():
-        if found[own] not in base and (at := back.get(to_base(whole, prefix))):
-            fused[own] = at
+        if found[own] not in base and (name := to_base(whole, prefix)) in back:
+            fused[own] = back[name]
     return Matching(found, "", renamed=True, fused=fused)

@@ -33,15 +33,15 @@ def token_findings(base: Weights, sources: Mapping[str, Weights | Adapter]) -> l
         if content in seen:
             continue
         tokens = _tokens(file)
-        if tokens is None:
-            if any(Path(name).suffix == file.suffix for name in seen.values()):
-                what = f"{file.name} differs from that of another of these models"
-                findings.append(Finding("warning", str(file), "", f"{what}: rows of the embedding may stand for other tokens"))
+        if tokens is None and any(Path(name).suffix == file.suffix for name in seen.values()):
+            what = f"{file.name} differs from that of another of these models"
+            findings.append(Finding("warning", str(file), "", f"{what}: rows of the embedding may stand for other tokens"))
         seen[content] = file.name
         other = [(i, token, known[i]) for i, token in (tokens or {}).items() if i in known and known[i][0] != token]
         if other:
             i, token, (theirs, owner) = min(other)
-            what = f"{len(other)} of {len(tokens or {})} ids are other tokens than in {owner} (id {i}: {token[:40]!r}, there {theirs[:40]!r})"
+            where = f"id {i}: {token[:40]!r}, there {theirs[:40]!r}"
+            what = f"{len(other)} of {len(tokens or {})} ids are other tokens than in {owner} ({where})"
             findings.append(
                 Finding("warning", str(file), "", f"{what}: rows of the embedding that mean different things are merged")
             )
