@@ -18,6 +18,7 @@ from torch import Tensor
 from paretomerge.errors import UserError
 
 _Parts = tuple[Tensor, ...]
+_LinAlgError: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 class UndecomposableError(UserError):
@@ -107,7 +108,7 @@ def solve_from_right(matrix: Tensor, right: Tensor) -> Tensor:
         found = torch.linalg.solve(matrix, right, left=False)
         if bool(torch.isfinite(found).all()):
             return found
-    except torch.linalg.LinAlgError:
+    except _LinAlgError:
         pass
     return torch.from_numpy(least_squares(matrix.T.cpu().numpy(), right.T.cpu().numpy())).T.to(right)
 
@@ -151,7 +152,7 @@ def non_negative_least_squares(matrix: NDArray[np.floating], right: NDArray[np.f
 def _decomposed(
     matrix: Tensor, quick: Callable[[Tensor], _Parts], other: Callable[[Tensor], _Parts] | None, *, of_scale: int
 ) -> _Parts:
-    """What ``quick`` gives; else in fp64 at unit scale what it or ``other`` does. Part ``of_scale`` is a multiple of the matrix."""
+    """What ``quick`` gives; else what it or ``other`` does in fp64 at unit scale. Part ``of_scale`` grows with the matrix."""
     if (parts := _tried(quick, matrix)) is not None:
         return parts
     _check_finite(matrix)
@@ -170,7 +171,7 @@ def _tried(driver: Callable[[Tensor], _Parts], matrix: Tensor) -> _Parts | None:
     """The parts, all finite; None where LAPACK says that it failed, or does not say so."""
     try:
         parts = tuple(driver(matrix))
-    except (torch.linalg.LinAlgError, np.linalg.LinAlgError):
+    except (_LinAlgError, np.linalg.LinAlgError):
         return None
     return parts if all(bool(torch.isfinite(part.sum())) for part in parts) else None
 

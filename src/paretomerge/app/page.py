@@ -180,13 +180,11 @@ def _wish(view: View) -> tuple[Any, ...]:
         presets = [(gr.Button("All alike", size="sm", min_width=60, elem_id="equal"), "equal")]
         if view.measured.complete:
             presets.append((gr.Button("Best trade-off (knee)", size="sm", min_width=60, elem_id="knee"), KNEE))
+    most = priority_in_words(len(tasks))
     with gr.Row():
         menus = [
             (gr.Dropdown([("task …", ""), *tasks], value="", label=label, min_width=120, elem_id=kind), kind)
-            for kind, label in (
-                ("priority", f"{priority_in_words(len(tasks)).capitalize()} to one task"),
-                ("only", "All to one task"),
-            )
+            for kind, label in (("priority", f"{most.capitalize()} to one task"), ("only", "All to one task"))
         ]
     return sliders, triangle, presets, menus
 

@@ -101,8 +101,9 @@ def _note(of: Measured, values: Values) -> str:
         text += " Its expert: the model that was fine-tuned for that task alone."
     if any(not reading.measured for reading in values.values()):
         text += (
-            " ≈: not measured here, but estimated from the measured preferences; ± is how far off such estimates are at measured "
-            "preferences that they were not made from, and more where two ways to estimate disagree. Measure to be sure."
+            " ≈: not measured here, but estimated from the measured preferences; ± is how far off such estimates are at "
+            "measured preferences that they were not made from, and more where two ways to estimate disagree. "
+            "Measure to be sure."
         )
     return f"<p class='pm-note'>{text}</p>"
 

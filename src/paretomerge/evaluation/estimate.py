@@ -117,7 +117,7 @@ def _interpolated(points: Matrix, values: Matrix) -> Surrogate:
 
 def _concave(points: Matrix, values: Matrix, sign: int, *, pairs: bool) -> Surrogate:
     """b·γ − Σ c_i (u_i·γ)² of least squares (``sign`` −1: of the negative), c ≥ 0."""
-    n, n_tasks = points.shape
+    n_tasks = points.shape[1]
     eye = np.eye(n_tasks)
     first, second = np.triu_indices(n_tasks, 1)
     u = np.concatenate([eye, eye[first] - eye[second], eye[first] + eye[second]]) if pairs else eye

@@ -64,9 +64,8 @@ def magnitude_thresholds(experts: Experts, names: Sequence[str], density: Sequen
     if total <= _GATHER:
         magnitudes = _sample(experts, names, stride=1)
         sizes = [experts.infos[name].numel for name in names]
-        settled = {
-            k: _sorted(magnitudes[k], count, names, sizes) for k, count in enumerate(wanted) if k not in settled
-        } | settled
+        open_tasks = [k for k in range(len(wanted)) if k not in settled]
+        settled |= {k: _sorted(magnitudes[k], wanted[k], names, sizes) for k in open_tasks}
     sample: list[NDArray[np.floating]] | None = None
     half_width, narrower = 0.005, dict[int, Bracket]()
     while len(settled) < len(wanted):

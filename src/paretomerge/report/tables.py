@@ -114,7 +114,9 @@ class Measured:
             groups.setdefault(tuple(i for i, p in enumerate(self.points) if task in p.values), []).append(task)
         for indices, tasks in groups.items():  # as a rule one: all tasks were measured at the same preferences
             weights = between(gamma, [self.points[i].gamma for i in indices])
-            for task in tasks if weights is not None else ():
+            if weights is None:
+                continue
+            for task in tasks:
                 values = [self.points[i].values[task] for i in indices]
                 reading = Reading(weights.of(values)) if weights.measured else self._estimators[task].at(gamma)
                 if reading is not None:
