@@ -137,7 +137,13 @@ def test_what_a_living_writer_holds_stays(tmp_path):
 def test_what_is_not_ours_stays(tmp_path):
     (tmp_path / "target").write_text("kept")
     (tmp_path / ".x.writing-01234567").symlink_to(tmp_path / "target")
-    for name in (".x.writing-0123456", ".x.writing-0123456g", "x.writing-01234567", ".writing-01234567", ".x.writing-01234567.txt"):
+    for name in (
+        ".x.writing-0123456",
+        ".x.writing-0123456g",
+        "x.writing-01234567",
+        ".writing-01234567",
+        ".x.writing-01234567.txt",
+    ):
         (tmp_path / name).write_text("kept")
     os.mkfifo(tmp_path / ".y.writing-01234567")
     before = sorted(path.name for path in tmp_path.iterdir())
@@ -171,7 +177,7 @@ def test_leftovers_do_not_keep_a_folder_from_being_replaced(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "mark.json"]
     with temporary(tmp_path / "out" / "exports", folder=True) as held:  # a page that writes a model there
         (held / "model").write_text("")
-        with pytest.raises(UserError, match="holds .exports.writing-"):
+        with pytest.raises(UserError, match=r"holds \.exports\.writing-"):
             write("newer")
     assert not list(tmp_path.glob(".*"))
 

@@ -206,6 +206,7 @@ class Front:
                 },
             )
 
+    @reading()
     def pick(
         self,
         preference: Preference,
@@ -238,6 +239,7 @@ class Front:
             progress=progress,
         )
 
+    @reading()
     def pick_lora(
         self,
         preference: Preference,
@@ -264,6 +266,7 @@ class Front:
         Raises:
             UserError: a set that moves whole tensors; what ``write_lora`` raises.
         """
+        touched(self.states)
         pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
         if rank is not None and rank < 1:
             raise UserError(f"rank {rank}: must be at least 1")
