@@ -177,7 +177,7 @@ def test_leftovers_do_not_keep_a_folder_from_being_replaced(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "mark.json"]
     with temporary(tmp_path / "out" / "exports", folder=True) as held:  # a page that writes a model there
         (held / "model").write_text("")
-        with pytest.raises(UserError, match="holds .exports.writing-"):
+        with pytest.raises(UserError, match=r"holds \.exports\.writing-"):
             write("newer")
     assert not list(tmp_path.glob(".*"))
 

@@ -262,6 +262,7 @@ class Front:
                 },
             )
 
+    @reading()
     def pick(
         self,
         preference: Preference,
@@ -305,6 +306,7 @@ class Front:
             progress=progress,
         )
 
+    @reading()
     def pick_lora(
         self,
         preference: Preference,
@@ -331,6 +333,7 @@ class Front:
         Raises:
             UserError: a set that moves whole tensors; what ``write_lora`` raises.
         """
+        touched(self.states)
         pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
         if rank is not None and rank < 1:
             raise UserError(f"rank {rank}: must be at least 1")

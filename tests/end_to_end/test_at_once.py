@@ -157,9 +157,8 @@ def test_a_second_search_touches_nothing_of_the_running_one(cli):
         "error: out.run: another run is writing there: wait for it, or name another folder (--run)\n"
     )
     assert not (cli.here / "second").exists()
-    assert [json.loads(line).get("failed") for line in (cli.here / "out.run" / "evaluations.jsonl").read_text().splitlines()] == [
-        None, None, None
-    ]  # fmt: skip
+    evaluations = (cli.here / "out.run" / "evaluations.jsonl").read_text().splitlines()
+    assert len(evaluations) == 3 and "failed" not in "".join(evaluations)
 
 
 def test_fits_lock_their_run_as_searches_do(cli, tmp_path):

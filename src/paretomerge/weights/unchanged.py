@@ -68,7 +68,7 @@ def reading(*, replaced: bool = False) -> Iterator[set[tuple[Path, State]]]:
     Raises:
         UserError: one has changed.
     """
-    files: set[tuple[Path, State]] = set()
+    files: set[tuple[Path, State]] = set().union(*list(_readers.values()))  # what the work around this block has read
     _readers[id(files)] = files
     try:
         yield files
