@@ -69,20 +69,6 @@ def test_in_the_middle_of_a_merge(here, how, name):
     assert len(written) == 2 and not list(here.glob("*out*"))
 
 
-<<<<<<< HEAD
-def test_what_does_not_change_is_no_error(here):
-    merged = api.merge(opened(), "task_arithmetic")
-    replace(here / "base.safetensors")  # and is not read any more by those who come later
-    write(api.merge(opened(), "average"))
-    with pytest.raises(UserError, match="base.safetensors: has been replaced"):
-        merged = dict(merged)
-        with reading():
-            dict(api.merge(opened(), "average"))  # of the new one
-        write(
-            api.merge(load_experts("base.safetensors", {"a": "a.safetensors"}), "average"),
-            lambda *_: replace(here / "base.safetensors"),
-        )
-=======
 def test_what_is_not_read_any_more_may_change(here):
     """Only what a model is made of counts, and only from when it was opened."""
     before = api.merge(opened(), "average")
@@ -93,7 +79,6 @@ def test_what_is_not_read_any_more_may_change(here):
         dict(api.merge(opened(), "average"))
     with pytest.raises(UserError, match="has been"), reading():
         dict(before)
->>>>>>> locks
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -162,11 +147,7 @@ def test_a_front_while_a_model_is_picked(here, how, file):
 
 def test_a_front_while_it_is_measured(here):
     api.fit(opened(), "soup").save("front")
-<<<<<<< HEAD
-    objectives = [Objective(task, "acc", (0.0, 1.0), True) for task in "ab"] if False else _objectives()
-=======
     objectives = [Objective(task, "acc") for task in "ab"]
->>>>>>> locks
     command = (
         'printf x | dd of=front/model.safetensors bs=1 seek=500 conv=notrunc status=none; echo \'{"a": 1, "b": 1}\' # {model}'
     )

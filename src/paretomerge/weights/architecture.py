@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +100,7 @@ def loaded_names(names: Iterable[str], model: nn.Module) -> LoadedNames:
     return LoadedNames(found, parts)
 
 
-def _renamed_by_transformers_4(names: list[str], model: Any, live: set[str]) -> dict[str, str]:
+def _renamed_by_transformers_4(names: list[str], model: Any, live: Collection[str]) -> dict[str, str]:
     """transformers 4 renames by a table of the class, LayerNorm's gamma and beta, and weight norms."""
     mapping = getattr(type(model), "_checkpoint_conversion_mapping", None) or None
     renamed = model._get_key_renaming_mapping(names, mapping)

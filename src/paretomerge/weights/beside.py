@@ -13,9 +13,10 @@ import torch
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
 from paretomerge.weights.adapter import Adapter
-from paretomerge.weights.alignment import Finding, Options
+from paretomerge.weights.alignment import Options
 from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint
 from paretomerge.weights.companions import module_folders
+from paretomerge.weights.findings import Finding
 from paretomerge.weights.lazy import Weights
 
 _SIZES = ("model_type", "hidden_size", "n_embd", "d_model", "num_hidden_layers", "n_layer", "num_layers", "intermediate_size")
@@ -46,7 +47,7 @@ def bases_of_adapters(
         if not isinstance(trained_on, str) or not trained_on.strip() or _is(trained_on, base, source):
             continue
         other = _opened(trained_on, source)
-        file = str(source.path / "adapter_config.json")
+        file = str(source.path / "adapter_config.json") if source.path else "adapter in memory"
         if other is None:
             if _short(trained_on) not in own:
                 yield Finding("note", file, "", f"names {trained_on} as its base: make sure that {base.path} is that model")
@@ -90,7 +91,7 @@ def _is(trained_on: str, base: Checkpoint, source: Adapter) -> bool:
 def _paths(name: str, source: Adapter) -> list[Path]:
     if "\0" in name or len(name) > 1000:
         return []
-    found = [Path(name).expanduser(), source.path / name]
+    found = [Path(name).expanduser()] + ([source.path / name] if source.path else [])
     if re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) and (folder := mirrored(name)):
         found.append(folder)
     return found
