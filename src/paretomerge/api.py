@@ -80,7 +80,9 @@ def _about(experts: Experts, method: str, options: dict[str, Any]) -> About:
         "sources": sources_of(experts, hashes=False),
         "versions": versions(),
     }
-    return About(config_of(experts.base), companions_of(experts.base), provenance, heads_of(experts), experts.tasks)
+    base = experts.base.infos  # what ``stored_as`` has changed
+    dtype = next((info.dtype for name, info in experts.infos.items() if info.dtype != base[name].dtype), None)
+    return About(config_of(experts.base), companions_of(experts.base), provenance, heads_of(experts), experts.tasks, dtype)
 
 
 @reading()

@@ -101,12 +101,12 @@ class Front:
         if head is not None and (head := self._chosen(head)) is not None:
             own = self.head(head)
             weights = replace(own, tensors=self.pareto_set.on_head(head, own.tensors, preference)).on(weights, dtype)
-        return weights.with_about(partial(self._about, self.pareto_set.preference(preference).tolist(), head))
+        return weights.with_about(partial(self._about, self.pareto_set.preference(preference).tolist(), head, dtype))
 
-    def _about(self, gamma: Sequence[float], head: str | None) -> About:
+    def _about(self, gamma: Sequence[float], head: str | None, dtype: torch.dtype | None) -> About:
         """How a model of this front came about; one with a head has no other."""
         facts = self.provenance(gamma, head)
-        return About(self._config(head), self.companions, facts, {} if head else self.heads, self.tasks)
+        return About(self._config(head), self.companions, facts, {} if head else self.heads, self.tasks, dtype)
 
     def _chosen(self, head: str | None) -> str | None:
         """The task whose head is to be exported (see ``chosen_head``)."""

@@ -132,6 +132,7 @@ def merge(
     )  # fmt: skip
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
+    from paretomerge.export.saving import save_weights
     from paretomerge.weights.heads import chosen_head, heads_of
 
     experts = _loaded(plan, quiet)
@@ -140,7 +141,16 @@ def merge(
     with status("asking the experts", quiet or not plan.data):
         merged = api.merge(experts, method, data=plan.data, say=partial(say, quiet=quiet), **plan.options)
     with progress("merging", len(merged), merged.nbytes, quiet or lora) as tick:
-        merged.save(folder, head=head, lora=lora, shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick)
+        save_weights(
+            merged,
+            folder,
+            without_config=True,
+            head=head,
+            lora=lora,
+            shard_bytes=plan.shard_bytes,
+            overwrite=overwrite,
+            progress=tick,
+        )
     done(folder, None if lora else merged, started, quiet, as_json, {"method": method})
 
 

@@ -18,7 +18,7 @@ TASKS = ("math", "code", "law")
 def view(rows, tasks=TASKS) -> View:
     own = tuple(row for row in rows if row["method"] == "pareto-merging")
     of = SimpleNamespace(method="pareto-merging")
-    return View(SimpleNamespace(tasks=tasks, measured=tuple(rows), own_rows=own, pareto_set=of, folder=None))
+    return View(SimpleNamespace(tasks=tasks, measured=tuple(rows), own_rows=own, pareto_set=of, folder=None, heads={}))
 
 
 @pytest.fixture

@@ -78,8 +78,8 @@ def test_an_adapter_with_a_head(cli, zoo, task):
 
 def test_an_adapter_without_a_head(cli, zoo):
     cli("fit", *zoo.flags("vit"), "--option", "rank=2", "-o", "front")
-    cli("pick", "front", "-p", PREFERENCE, "-o", "dense")
-    cli("pick", "front", "-p", PREFERENCE, "-o", "adapter", "--lora")
+    cli("pick", "front", "-p", PREFERENCE, "--head", "none", "-o", "dense")
+    cli("pick", "front", "-p", PREFERENCE, "--head", "none", "-o", "adapter", "--lora")
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(2, 3, 16, 16, generator=generator)
     with torch.no_grad():

@@ -310,7 +310,7 @@ def test_pick_with_a_head_and_a_dtype(cli, zoo):
         assert model.dtype == torch.bfloat16
         assert tiny.logits("vit", model.float()).shape == (2, labels)
         assert {info.dtype for info in open_checkpoint(task).infos.values()} == {torch.bfloat16}
-    cli("pick", "front", "-p", "only:a", "-o", "backbone")
+    cli("pick", "front", "-p", "only:a", "--head", "none", "-o", "backbone")
     assert set(open_checkpoint("backbone")) == set(open_checkpoint(zoo("vit") / "base"))
 
 
@@ -325,7 +325,7 @@ def test_tensors_of_the_base_that_stay_with_each_task(cli, zoo):
     """--heads: an expert keeps its own though the base has one of that name."""
     cli("fit", *zoo.flags("llama"), "--heads", "lm_head.*", "-o", "front")
     cli("pick", "front", "-p", "only:b", "--head", "a", "-o", "a")
-    cli("pick", "front", "-p", "only:b", "-o", "shared")
+    cli("pick", "front", "-p", "only:b", "--head", "none", "-o", "shared")
     base, expert = (open_checkpoint(zoo("llama") / name)["lm_head.weight"] for name in ("base", "a"))
     assert torch.equal(open_checkpoint("a")["lm_head.weight"], expert)
     assert torch.equal(open_checkpoint("shared")["lm_head.weight"], base)
@@ -452,7 +452,7 @@ def test_model_cards(cli, zoo, tmp_path, monkeypatch):
 # -- what is printed, and what is replaced
 
 
-COMMANDS = {"merge": (), "fit": ("--option", "rank=2"), "pick": ("-p", "only:a")}
+COMMANDS = {"merge": ("--head", "a"), "fit": ("--option", "rank=2"), "pick": ("-p", "only:a", "--head", "a")}
 
 
 def words_of(command, zoo):

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from paretomerge.errors import UserError
 from paretomerge.export.huggingface import write_model
 from paretomerge.export.lora import write_sum_of_adapters
@@ -27,6 +29,8 @@ class About:
     heads: Mapping[str, Head] = field(default_factory=dict)
     """Of the tasks that have one, while the weights are the shared ones."""
     tasks: Sequence[str] = ()
+    dtype: torch.dtype | None = None
+    """What heads are stored as, too; None: as they are."""
 
 
 def save_weights(
@@ -40,11 +44,12 @@ def save_weights(
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
+    without_config: bool = False,
 ) -> None:
-    """Write weights as a model folder (see ``Weights.save``)."""
+    """Write weights as a model folder (see ``Weights.save``); ``without_config``: bare files stay without one."""
     about = weights.about() if weights.about else About(provenance={"method": "weights"})
     own = about.config if config is None else config_from(config)
-    if not own:
+    if not own and not without_config:
         raise UserError("these weights come without a configuration, and transformers could not load them: give config=…")
     beside = about.companions
     if companions is not None:
@@ -57,7 +62,7 @@ def save_weights(
         provenance["head"] = task or "none"
     if task is not None:
         chosen = head_of(about.heads, task, about.tasks)
-        weights, own = chosen.on(weights), chosen.config
+        weights, own = chosen.on(weights, about.dtype), chosen.config
     if lora:
         write_sum_of_adapters(weights, folder, config=own, provenance=provenance, overwrite=overwrite)
         return

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any, cast
@@ -103,6 +104,7 @@ def _live(model: Any, config: Mapping[str, Any] | None) -> InMemory:
     own.pop("quantization_config", None)
     for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
         tensors = {key: tensor for key, tensor in tensors.items() if key != name}
+    tensors = _once(tensors, getattr(model, "all_tied_weights_keys", None) or getattr(model, "_tied_weights_keys", None) or ())
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # transformers 4 does not rename
@@ -111,6 +113,14 @@ def _live(model: Any, config: Mapping[str, Any] | None) -> InMemory:
         tensors = revert_weight_conversion(model, dict(tensors))
     folder = Path(str(getattr(model, "name_or_path", "") or ""))
     return InMemory(tensors, own, folder if str(folder) != "." and folder.is_dir() else None)
+
+
+def _once(tensors: Mapping[str, Tensor], tied: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors less second names of tied ones, which transformers makes again on loading."""
+    patterns = list(tied)
+    second = {name for name in tensors if any(re.search(rf"^(.*\.)?{pattern}$", name) for pattern in patterns)}
+    first = {tensor.data_ptr() for name, tensor in tensors.items() if name not in second}
+    return {name: tensor for name, tensor in tensors.items() if name not in second or tensor.data_ptr() not in first}
 
 
 def _without_adapters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
