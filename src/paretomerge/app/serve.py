@@ -50,7 +50,7 @@ class _OnlyHere:
         await self.app(scope, receive, sending if scope["type"] == "http" else send)
 
 
-def application(front: Front, *, host: str = "127.0.0.1", device: str = "cpu") -> FastAPI:
+def application(front: Front, *, host: str = "127.0.0.1", device: str = "auto") -> FastAPI:
     """The page as an ASGI application.
 
     Args:

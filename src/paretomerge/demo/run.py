@@ -70,7 +70,7 @@ def load() -> Demo:
     root = assets()
     names = sorted(folder.name for folder in (root / "experts").iterdir())
     experts = load_experts(root / "pretrained", {name: root / "experts" / name for name in names})
-    data = {name: DataSpec(path=str(root / "data" / f"{name}.npz"), limit_evaluate=MEASURED) for name in names}
+    data = {name: DataSpec(path=str(root / "data" / f"{name}.npz"), evaluate_inputs=MEASURED) for name in names}
     return Demo(experts, api.load_tasks(experts, data))
 
 

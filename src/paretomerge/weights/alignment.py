@@ -46,7 +46,7 @@ class Options:
     """How differences between base and experts are met (see ``load_experts``)."""
 
     exclude: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
+    task_tensors: tuple[str, ...] = ()
     vocab: str = "error"
     missing: str = "error"
 
@@ -104,7 +104,7 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
 
     for module, why in _task_heads(base, sources).items():
         if not matches(f"{module}.", options.exclude):
-            options = replace(options, heads=(*options.heads, f"{module}.*"))
+            options = replace(options, task_tensors=(*options.task_tensors, f"{module}.*"))
             findings.append(Finding("note", _label("base", base), f"{module}.*", f"{why}: kept per task, not merged"))
     experts: dict[str, ExpertNames] = {}
     for task, source in sources.items():
@@ -120,7 +120,9 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
                 cure = "add --missing base to count it as unchanged" if level == "error" else "counts as unchanged"
                 findings.append(Finding(level, _label(task, source), name, f"not in this expert: {cure}"))
     merged = tuple(name for name in infos if name in changed)
-    alone = [name for name in infos if name not in changed | fixed | set(duplicates) and not matches(name, options.heads)]
+    alone = [
+        name for name in infos if name not in changed | fixed | set(duplicates) and not matches(name, options.task_tensors)
+    ]
     if alone and merged and any(not isinstance(source, Adapter) for source in sources.values()):
         findings.append(Finding("note", _file(base, alone[0]), _some(alone), "in no expert: copied from the base"))
     if not merged and not any(finding.level == "error" for finding in findings):
@@ -169,7 +171,7 @@ def _align_one(
         file = _file(source, own)
         if name in fixed or name in duplicates or matches(name, options.exclude):
             continue
-        if matches(name, options.heads) or matches(own, options.heads):
+        if matches(name, options.task_tensors) or matches(own, options.task_tensors):
             heads.append(own)
         elif name not in infos:
             if own in own_twins or (isinstance(source, Weights) and is_buffer(own, source.infos[own])):
@@ -203,7 +205,7 @@ def _align_one(
                     file,
                     name,
                     f"shape {list(shape)}, the base has {list(infos[name].shape)}: "
-                    f"if it is the task's head, add --heads '{name}'",
+                    f"if it is the task's head, add --task-tensors '{name}'",
                 )
             )
     if heads:

@@ -237,7 +237,7 @@ def load_experts(
     experts: Mapping[str, str | Path | Mapping[str, Tensor]],
     *,
     exclude: Sequence[str] = (),
-    heads: Sequence[str] = (),
+    task_tensors: Sequence[str] = (),
     vocab: str = "error",
     missing: str = "error",
 ) -> Experts:
@@ -248,14 +248,14 @@ def load_experts(
             slerp do not depend on it).
         experts: task name -> the same, or a PEFT LoRA adapter folder.
         exclude: globs of names that are not merged; the base's tensors are kept.
-        heads: globs of names that stay with each task (names that the base lacks always do).
+        task_tensors: globs of names that stay with each task (names that the base lacks always do).
         vocab: ``"error"`` or ``"common"``: merge the rows that base and expert have in common.
         missing: ``"error"`` or ``"base"``: a tensor that an expert lacks counts as unchanged.
 
     Raises:
         UserError: the first thing that ``inspect_experts`` finds to be wrong.
     """
-    opened = inspect_experts(base, experts, Options(tuple(exclude), tuple(heads), vocab, missing))
+    opened = inspect_experts(base, experts, Options(tuple(exclude), tuple(task_tensors), vocab, missing))
     errors = [finding for finding in opened.findings if finding.level == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more: see paretomerge check)" if len(errors) > 1 else ""
