@@ -309,7 +309,7 @@ MISTAKES = {
     "an unknown preset": ("ab", ["--preset", "papers"], "--preset must be 'recommended' or 'paper', not 'papers'"),
     "a base merge": ("ab", ["-m", "adamerging", "--on", "ties"], "adamerging learns its own coefficients"),
     "a method without data": ("ab", ["-m", "soup"], "soup is made in closed form"),
-    "an unknown option": ("ab", ["--option", "batches=3"], "unknown option 'batches', did you mean 'batch'?"),
+    "an unknown option": ("ab", ["--option", "batches=3"], "unknown option 'batches', did you mean 'batch_size'?"),
     "an unknown objective": ("ab", ["--option", "objective=kl"], "objective must be distill or infomax or"),
     "no steps": ("ab", ["--option", "steps=-1"], "steps must not be negative"),
     "no batch": ("ab", ["--option", "batch_size=0"], "batch_size must be at least 1"),
