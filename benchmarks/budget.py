@@ -25,7 +25,7 @@ experts = load_experts(base, {f"t{k}": folder for k, folder in enumerate(folders
 tasks = {t: Task(t, "language-modelling", TensorInputs({"input_ids": torch.arange(16).view(2, 8)}), None, "perplexity")
          for t in experts.tasks}
 more = dict(word.split("=") for word in options.split(",") if word)
-api.fit(experts, data=tasks, steps=2, batch=1, hashes=False, **more).save(out)
+api.fit(experts, data=tasks, steps=2, batch_size=1, hashes=False, **more).save(out)
 """
 
 ADAPT = """

@@ -26,7 +26,7 @@ from merge_speed import HERE, one_of
 
 SEEDS = (0, 1, 2)
 STEPS = 150
-DEMO: dict[str, Any] = {"steps": STEPS, "batch": 16}
+DEMO: dict[str, Any] = {"steps": STEPS, "batch_size": 16}
 STUDIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "skipping": {
         f"α = {alpha}, {name}": ("recommended", {**DEMO, "alpha": alpha, "skip_below": below})

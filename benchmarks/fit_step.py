@@ -214,13 +214,12 @@ def activations(case: dict[str, Any]) -> dict[str, Any]:
 
 def ours(case: dict[str, Any]) -> dict[str, Any]:
     """Time or weigh steps of `fit_`."""
-    import torch
 
     from paretomerge.evaluation.inputs import TensorInputs
     from paretomerge.evaluation.tasks import Task
     from paretomerge.fitting import loop
     from paretomerge.fitting.learned import Learned, Target
-    from paretomerge.fitting.loop import Settings
+    from paretomerge.fitting.options import FitRun, TrainingOptions
     from paretomerge.fitting.problem import Problem
     from paretomerge.fitting.sampling import coverage
     from paretomerge.sets.targets import choose_targets
@@ -235,8 +234,8 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
     tasks = {t: Task(t, kind, TensorInputs(x), None, metric) for t, x in zip(experts.tasks, inputs, strict=True)}
     with peak_memory(memory, "preparing"):
         problem = Problem(
-            experts, tasks, objective, batch=BATCH.get(k, 8), micro_batch=None, precision="float32",
-            device=torch.device("cpu"), folder=None, say=print, held_out=False, teacher_top=TOP,
+            experts, tasks, TrainingOptions(objective=objective, batch_size=BATCH.get(k, 8), device="cpu", teacher_top=TOP),
+            FitRun(say=print),
         )  # fmt: skip
     shapes = {target: experts.infos[target].shape for target in choose_targets(experts.infos, experts.merged, "all")}
     targets = [Target(t, ((t, s[0]),), (s[0], s[1]), min(RANK, *s)) for t, s in shapes.items()]
@@ -283,7 +282,7 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
             floor()
             floors.append(clock.read())
 
-    settings = Settings(
+    settings = TrainingOptions(
         steps=case["steps"], lr=1e-3, alpha=0.1, equal_every=0, skip_below=0.01 if skipping else 0.0, seed=case["seed"]
     )
     if case["what"] != "memory":

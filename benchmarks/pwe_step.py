@@ -26,7 +26,8 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Part, Settings, fit_
+from paretomerge.fitting.loop import Part, fit_
+from paretomerge.fitting.options import TrainingOptions
 from paretomerge.fitting.routed import start_
 from paretomerge.sets.modules import choose_modules
 from paretomerge.weights.lazy import TensorInfo
@@ -78,7 +79,7 @@ def measure(k: int, modules: str, batch: int, repeat: int, small: bool) -> dict[
         times["tight"].append(floor(False))
         clock = time.process_time()
 
-    settings = Settings(steps=repeat + 1, lr=1e-2, alpha=1.0, equal_every=0, skip_below=0.0)
+    settings = TrainingOptions(steps=repeat + 1, lr=1e-2, alpha=1.0, equal_every=0, skip_below=0.0)
     fit_(learned, upscaled, lambda task, seed: [Part(loss(task), 1.0, {})], settings, report=report)
     spent = {what: median(seconds[1:]) for what, seconds in times.items()}  # the first step allocates
     return {

@@ -25,7 +25,7 @@ OBJECTIVES = [Objective(f"task{k}", "score", True, 0.0, 1.0) for k in range(N)]
 
 
 class Nothing:
-    """A judge that needs no model."""
+    """An evaluator that needs no model."""
 
     objectives = OBJECTIVES
 

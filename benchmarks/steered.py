@@ -41,7 +41,7 @@ def cases(steps: int) -> dict[str, tuple[bool, Callable[[Demo, int], Front]]]:
         )
 
     def fitted(method: str, **options: Any) -> Callable[[Demo, int], Front]:
-        options = {"batch": 16, "steps": steps, **options}
+        options = {"batch_size": 16, "steps": steps, **options}
         return lambda demo, seed: api.fit(demo.experts, method, data=demo.tasks, hashes=False, seed=seed, **options)
 
     made: dict[str, tuple[bool, Callable[[Demo, int], Front]]] = {

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from paretomerge.fitting.learned import Learned, Target
-from paretomerge.fitting.loop import Part, Settings, fit_
+from paretomerge.fitting.loop import Part, fit_
+from paretomerge.fitting.options import TrainingOptions
 
 STEPS = 2000
 
@@ -42,7 +43,7 @@ def minimum(task: int, start: Tensor) -> Tensor:
     return X.detach()
 
 
-def pareto_set(start: Tensor, experts: list[Tensor], settings: Settings) -> Learned:
+def pareto_set(start: Tensor, experts: list[Tensor], settings: TrainingOptions) -> Learned:
     """Fit A, G and B around the mean of the experts."""
     ideal = torch.stack([losses(X)[k] for k, X in enumerate(experts)])  # z
     task_vectors = torch.stack([(X - start).flatten() for X in experts])
@@ -116,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     start = torch.zeros(2, 2)
     experts = [minimum(k, start) for k in (0, 1)]
-    settings = Settings(
+    settings = TrainingOptions(
         steps=options.steps, lr=1e-3, schedule="constant", alpha=options.alpha, equal_every=0,
         scalarization="smooth-tchebycheff", mu=0.1, skip_below=0.0, seed=options.seed,
     )  # fmt: skip

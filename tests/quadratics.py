@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from paretomerge.errors import Stopped
 from paretomerge.fitting.learned import Learned, Target
-from paretomerge.fitting.loop import Part, Settings, fit_, world
+from paretomerge.fitting.loop import Part, fit_, world
+from paretomerge.fitting.options import TrainingOptions
 from paretomerge.fitting.processes import joined
 
 NAMES = ("first.weight", "second.weight", "bias")
@@ -64,7 +65,7 @@ class Quadratics:
             )
             yield Part(self.scales[k] * loss, 1 / len(drawn), {"marginal": float(i)})
 
-    def fit(self, settings: Settings, **options: Any) -> Tensor:
+    def fit(self, settings: TrainingOptions, **options: Any) -> Tensor:
         fit_(self.learned, self.weights, self.losses, settings, **options)
         return self.learned.phi
 
@@ -103,7 +104,7 @@ class Interrupt:
             self.action()
 
 
-DISTRIBUTED = Settings(steps=30, checkpoint_every=10, equal_every=3, skip_below=0.05, beta=0.01, lr=0.05, seed=3)
+DISTRIBUTED = TrainingOptions(steps=30, checkpoint_every=10, equal_every=3, skip_below=0.05, beta=0.01, lr=0.05, seed=3)
 
 
 def wide() -> Quadratics:

@@ -12,7 +12,7 @@ import tiny
 from test_readme import BLOCK, ROOT, run
 
 PAGES = sorted(path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md"))
-JUDGE = """
+SCORE = """
 import json, sys
 from pathlib import Path
 size = sum(file.stat().st_size for file in Path(sys.argv[1]).glob("*.safetensors"))
@@ -41,7 +41,7 @@ def world(tmp_path_factory) -> Path:
         fit, test = (draw.integers(0, 256, (n, 20, 20, 3), dtype=np.uint8) for n in (24, 12))
         labels = draw.integers(0, fit_data.CLASSES[old], 12)
         np.savez(there / "data" / f"{new}.npz", fit_images=fit, test_images=test, test_labels=labels)
-    (there / "judge.py").write_text(JUDGE)
+    (there / "score.py").write_text(SCORE)
     return there
 
 
@@ -51,7 +51,7 @@ def test_a_page_runs(page, world, tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     found = BLOCK.findall(text)
     assert text.count("```") == 2 * len(found), "a block that is not seen"
-    for name in ("models", "loras", "vision", "data", "judge.py"):
+    for name in ("models", "loras", "vision", "data", "score.py"):
         (tmp_path / name).symlink_to(world / name)
     monkeypatch.chdir(tmp_path)
     from paretomerge.fitting.objectives import OBJECTIVES

@@ -43,7 +43,7 @@ shard_size: 500 MB
 vocab: common
 missing: base
 exclude: ["*.bias"]
-heads: ["classifier.*"]
+task_tensors: ["classifier.*"]
 """
 
 
@@ -61,7 +61,7 @@ def test_read_every_field(tmp_path):
         vocab="common",
         missing="base",
         exclude=["*.bias"],
-        heads=["classifier.*"],
+        task_tensors=["classifier.*"],
     )
     assert recipe.shard_bytes == 500 * 10**6
     assert list(recipe.experts) == ["math", "code"]
@@ -189,10 +189,12 @@ def test_flags_alone():
 
 def test_flags_complete_and_overrule_a_file(tmp_path):
     file = write(tmp_path, FULL)
-    recipe = combined(file, method=None, expert=["code=new", "law=l"], option=["rank=4"], heads=[], dtype="fp32", on=None)
+    recipe = combined(
+        file, method=None, expert=["code=new", "law=l"], option=["rank=4"], task_tensors=[], dtype="fp32", on=None
+    )
     assert recipe.experts == {"math": "models/math", "code": "new", "law": "l"}
     assert recipe.options == {"rank": 4, "mu": 0.001, "targets": ["*.q.weight"]}
-    assert (recipe.method, recipe.dtype, recipe.heads, recipe.vocab) == (
+    assert (recipe.method, recipe.dtype, recipe.task_tensors, recipe.vocab) == (
         "pareto-merging",
         "float32",
         ["classifier.*"],

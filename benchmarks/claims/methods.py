@@ -269,7 +269,9 @@ PM = fitted("PM, distilled, rank 16", steps=STEPS)
 STEERED = fitted("steered, distilled, rank 16", "steered", steps=STEPS)
 PWE = fitted("PWE-MoE, distilled, attention + MLP", "pwe-moe", steps=STEPS)
 PWE_PAPER = fitted("PWE-MoE, paper, MLP (labels)", "pwe-moe", preset="paper", steps=STEPS, labels=True)
-TRAINED = replace(fitted("multi-task training (labels)", "training", steps=STEPS, labels=True, batch=16, lr=4e-4), once=True)
+TRAINED = replace(
+    fitted("multi-task training (labels)", "training", steps=STEPS, labels=True, batch_size=16, lr=4e-4), once=True
+)
 MAP = replace(searched("MAP, 100 evaluations", "map", evaluations=100, batch_size=FEW), once=True)
 MAP_TWO = searched("MAP, 30 evaluations", "map", evaluations=30, batch_size=FEW)
 REACT = [

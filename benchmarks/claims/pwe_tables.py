@@ -20,7 +20,7 @@ def _pwe(name: str, **options: Any) -> Method:
 
 def _trained(name: str, scalarization: str) -> Method:
     return methods.fitted(
-        f"{name} (labels)", "training", steps=methods.STEPS, labels=True, batch=16, lr=4e-4, scalarization=scalarization
+        f"{name} (labels)", "training", steps=methods.STEPS, labels=True, batch_size=16, lr=4e-4, scalarization=scalarization
     )
 
 

@@ -61,7 +61,7 @@ class Suite:
         specs = {
             task: DataSpec(
                 path=str(path), transductive=use == "transductive", evaluate="validation" if use == "validation" else "test",
-                limit_fit=limit, limit_evaluate=limit, max_length=self.max_length,
+                fit_inputs=limit, evaluate_inputs=limit, max_length=self.max_length,
             )
             for task, path in self.data.items()
         }  # fmt: skip

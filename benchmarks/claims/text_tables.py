@@ -14,7 +14,7 @@ STEPS = 60
 
 
 def _fitted(name: str, method: str = "pareto-merging", **options: Any) -> Method:
-    return methods.fitted(name, method, steps=STEPS, batch=16, **options)
+    return methods.fitted(name, method, steps=STEPS, batch_size=16, **options)
 
 
 MERGED = [

@@ -20,11 +20,11 @@ from paretomerge.weights.live import device_of
 
 
 def main(
-    recipe: Path, task: str, epochs: int = 5, batch: int = 128, lr: Annotated[float, typer.Option(help="of AdamW")] = 1e-4
+    recipe: Path, task: str, epochs: int = 5, batch_size: int = 128, lr: Annotated[float, typer.Option(help="of AdamW")] = 1e-4
 ) -> None:
     """Train, and write the expert where the recipe looks for it."""
     plan = combined(recipe)
-    spec = plan.data[task].model_copy(update={"limit_fit": None})
+    spec = plan.data[task].model_copy(update={"fit_inputs": None})
     split = read_splits(spec.path, spec.subset)[spec.fit or "train"]
     names = next(iter(split.names.values()))
     torch.manual_seed(0)
@@ -38,7 +38,7 @@ def main(
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr)
     model.train()
     for epoch in range(epochs):
-        for chosen in torch.randperm(len(inputs)).split(batch):
+        for chosen in torch.randperm(len(inputs)).split(batch_size):
             pixels = {name: each.to(device) for name, each in inputs.batch(chosen.tolist()).items()}
             loss = model(**pixels, labels=inputs.labels[chosen].to(device)).loss
             optimiser.zero_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -15,11 +15,12 @@ from pydantic import BaseModel
 from paretomerge.errors import UserError
 from paretomerge.export.saving import About
 from paretomerge.fitting import FITS
+from paretomerge.fitting.options import FitRun as FitRun
 from paretomerge.fitting.searches import SEARCHES
 from paretomerge.front import Front, front_of
 from paretomerge.merges import MERGES, MERGES_ON_DATA
 from paretomerge.opening import load_front
-from paretomerge.options import check_options, unknown
+from paretomerge.options import arguments, check_options, parameters_of, unknown
 from paretomerge.provenance import sources_of, versions
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
@@ -158,24 +159,6 @@ def fit(
     return front_of(pareto_set, experts, hashes=hashes)
 
 
-@dataclass(frozen=True)
-class FitRun:
-    """How a fit on data is run: where its states go, and who hears of it."""
-
-    folder: Path | None = None
-    resume: bool = False
-    report: Callable[[int, Mapping[str, Any]], None] | None = None
-    say: Callable[[str], None] = lambda line: None
-    tensorboard: bool = False
-    """Write events for TensorBoard into the folder, too (extra ``log``)."""
-    workers: int = 1
-    """Of a search: how many evaluate at a time, on Ray if there are several."""
-    ray: str | None = None
-    """Address of a Ray cluster; None: a local one."""
-    gpus: float = 0.0
-    """GPUs a worker has, if only in part."""
-
-
 def load_tasks(
     of: Experts | Front, data: Mapping[str, Task | DataSpec | str], *, keep_labels: bool = False, seed: int = 0
 ) -> dict[str, Task]:
@@ -236,24 +219,24 @@ def _fit_on_data(
     settings = {**presets[method], **options}
     settings = check_options(function, settings, method)
     known = inspect.signature(function).parameters
-    if run.resume and "resume" not in known:
+    if run.resume and "run" not in known:
         raise UserError(f"{method}: there is nothing to resume: it is one pass over the inputs")
-    if run.tensorboard and "report" not in known:
+    if run.tensorboard and "run" not in known:
         raise UserError(f"{method}: there are no steps to log: leave tensorboard out")
     if on is not None and "on" not in known:
         raise UserError(f"on: {method} learns its own coefficients of the task vectors, and takes no base merge")
     if on is not None and (wrong := [name for name in OF_COEFFICIENTS if name in options]):
         raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
-    objective = settings.get("objective", known["objective"].default if "objective" in known else None)
-    labels = objective == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
+    defaults = {name: parameter.default for name, parameter in parameters_of(function)}
+    labels = (defaults | settings).get("objective") == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
     alone = run_folder(run.folder if world()[0] == 0 else None)
     with alone, events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
         tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
         _tell(tasks, run.say)
+        of_run: dict[str, Any] = {"run": replace(run, report=report)} if "run" in known else {"say": run.say}
         if on is not None:
-            settings["on"] = _on(experts, on, on_options, tasks, run.say, correcting=method == "react")
-        of_run: dict[str, Any] = {"folder": run.folder, "resume": run.resume, "report": report, "say": run.say}
-        pareto_set = function(experts, tasks, **settings, **{name: value for name, value in of_run.items() if name in known})
+            of_run["on"] = _on(experts, on, on_options, tasks, run.say, correcting=method == "react")
+        pareto_set = function(experts, tasks, **arguments(function, settings), **of_run)
     pareto_set.settings |= {"fitted": method, "preset": preset}
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
@@ -272,7 +255,7 @@ def _search(
     options: Mapping[str, Any],
 ) -> Front:
     from paretomerge.evaluation.evaluators import for_search
-    from paretomerge.search.judges import divided, judge_of
+    from paretomerge.search.judges import divided, evaluator_of
     from paretomerge.search.run import evaluator_for, facts_of, measured_rows
 
     function: Callable[..., Searched] = SEARCHES[method]
@@ -284,7 +267,7 @@ def _search(
         tasks = load_tasks(experts, data, keep_labels=True, seed=own.get("seed", 0))
         _tell(tasks, run.say)
         tasks = for_search(tasks, experts.tasks, run.say)
-    judge = judge_of(
+    task_evaluator = evaluator_of(
         evaluator,
         tasks=tasks,
         metrics=metrics or {},
@@ -292,15 +275,15 @@ def _search(
         scratch=run.folder and run.folder.absolute(),
         options=theirs,
     )
-    identity = judge.identity()
+    identity = task_evaluator.identity()
     vectors = {name: own.get(name) for name in ("inside", "density", "seed")}  # that determine them
-    facts = {"judge": identity, **facts_of(experts, hashes=hashes), **vectors}
-    with evaluator_for(experts, judge, facts, run) as made_for:
-        pareto_set = function(experts, made_for, say=run.say, **own)
+    facts = {"evaluator": identity, **facts_of(experts, hashes=hashes), **vectors}
+    with evaluator_for(experts, task_evaluator, facts, run) as made_for:
+        pareto_set = function(experts, made_for, say=run.say, **arguments(function, own))
     pareto_set.settings |= {"fitted": method, "evaluator": identity}
     if data is not None:
         pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
-    rows = measured_rows(pareto_set, judge.objectives, own.get("seed", 0))
+    rows = measured_rows(pareto_set, task_evaluator.objectives, own.get("seed", 0))
     return replace(front_of(pareto_set, experts, hashes=hashes), measured=tuple(rows))
 
 

@@ -29,7 +29,10 @@ ShardSize = Annotated[str | None, typer.Option("--shard-size", help="Largest fil
 Vocab = Annotated[str | None, typer.Option("--vocab", help="error, or common: merge the tokens that all have.")]
 Missing = Annotated[str | None, typer.Option("--missing", help="error, or base: what an expert lacks is unchanged.")]
 Exclude = Annotated[list[str] | None, typer.Option("--exclude", metavar="GLOB", help="Tensors to keep as in the base.")]
-Heads = Annotated[list[str] | None, typer.Option("--heads", metavar="GLOB", help="Tensors that stay with each task.")]
+TaskTensors = Annotated[
+    list[str] | None,
+    typer.Option("--task-tensors", metavar="GLOB", help="Tensors that are not merged: each task keeps its own, like a head."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that paretomerge wrote.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -48,14 +51,18 @@ Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run stop
 EvaluatorOf = Annotated[
     str | None,
     typer.Option(
-        "--evaluator", metavar="COMMAND", help="A search's: prints metrics of the model folder {model} as JSON; or lm-eval."
+        "--evaluator",
+        metavar="COMMAND",
+        help="Shell command that prints metrics of the model folder {model} as JSON; or lm-eval.",
     ),
 ]
 Metrics = Annotated[
     list[str] | None,
     typer.Option("--metric", metavar="TASK=METRIC", help="With --evaluator: accuracy, or score:max:0:100 (or min)."),
 ]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Evaluate so many models at a time, on Ray.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=1, help="Number of models to evaluate in parallel (more than 1 use Ray).")
+]
 Ray = Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help="A Ray cluster (default: one on this machine).")]
-Gpus = Annotated[float, typer.Option("--gpus", help="GPUs a worker has, if only in part: 0.5.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+Gpus = Annotated[float, typer.Option("--gpus", help="GPUs per worker; fractions are allowed (0.5: two workers share one).")]
+Seed = Annotated[int, typer.Option("--seed", help="Random seed.")]

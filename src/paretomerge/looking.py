@@ -45,7 +45,7 @@ def evaluate(
     sample: Annotated[int, typer.Option("--sample", help="Preferences drawn from the whole simplex beside these.")] = 0,
     seed: Seed = 0,
     batch_size: Annotated[int | None, typer.Option("--batch-size", help="Inputs at a time [default: 64].")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Where the model runs [default: cpu].")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Where the model runs [default: auto].")] = None,
     workers: Workers = 1,
     ray: Ray = None,
     gpus: Gpus = 0.0,
@@ -66,14 +66,14 @@ def evaluate(
     from paretomerge.opening import load_front
     from paretomerge.options import check_options
     from paretomerge.recipe import combined, option_values
-    from paretomerge.search.judges import JUDGES, judge_of, kind_of
+    from paretomerge.search.judges import EVALUATORS, evaluator_of, kind_of
 
     opened = load_front(front)
     plan = combined(recipe, data=data, evaluator=evaluator, metric=metric)
     evaluator = plan.evaluator
     options = option_values(option or [])
     tasks, names = {}, opened.tasks
-    placed: dict[str, Any] = {"batch_size": batch_size or 64, "device": device or "cpu"}
+    placed: dict[str, Any] = {"batch_size": batch_size or 64, "device": device or "auto"}
     if evaluator is None:
         labelled = bool(options.get("head_steps"))
         tasks = api.load_tasks(opened, _wanted(opened, plan.data, data), keep_labels=labelled, seed=seed)
@@ -87,8 +87,8 @@ def evaluate(
         raise UserError("either --data or --evaluator, one of the two")
     elif batch_size or device:
         raise UserError("--batch-size and --device go with --data: an evaluator has options of its own (--option)")
-    options = check_options(JUDGES[kind_of(evaluator)], options, "evaluate")
-    judge = judge_of(evaluator, tasks=tasks, metrics=plan.metrics, names=names, scratch=None, options=options)
+    options = check_options(EVALUATORS[kind_of(evaluator)], options, "evaluate")
+    task_evaluator = evaluator_of(evaluator, tasks=tasks, metrics=plan.metrics, names=names, scratch=None, options=options)
     if preference:
         wanted = [*preference, *sampled(opened.tasks, sample, seed)]
     else:
@@ -101,7 +101,7 @@ def evaluate(
     with progress("measuring", (len(wanted) + sources) * len(names), 0, quiet) as tick:
         told = (lambda row: tick(row["task"], 0)) if tick else None
         rows = evaluate_by(
-            opened, judge, wanted, splits={name: task.split for name, task in tasks.items()} or None, seed=seed,
+            opened, task_evaluator, wanted, splits={name: task.split for name, task in tasks.items()} or None, seed=seed,
             progress=told, workers=workers, ray=ray, gpus=gpus,
         )  # fmt: skip
         if experts:
@@ -137,8 +137,8 @@ def select(
     classes: Annotated[str | None, typer.Option("--classes", help="cat,dog,…: a zero-shot head for models like CLIP.")] = None,
     sample: Annotated[int, typer.Option("--sample", help="Preferences to try.")] = 30,
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size")] = 64,
-    device: Annotated[str, typer.Option("--device")] = "cpu",
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Inputs at a time.")] = 64,
+    device: Annotated[str, typer.Option("--device", help="Where the model runs.")] = "auto",
     as_json: Json = False,
 ) -> None:
     """Choose a preference for an unseen task: the one whose model is surest of its inputs; no labels are used.
@@ -152,6 +152,7 @@ def select(
     from paretomerge.evaluation.tasks import load_task
     from paretomerge.opening import load_front
     from paretomerge.recipe import combined
+    from paretomerge.weights.live import device_of
 
     opened = load_front(front)
     known = combined(recipe).data.get(unseen, unseen)
@@ -168,7 +169,7 @@ def select(
     )
     value = None
     if task.held_out is not None:
-        value = measure(opened.model(found.preference, head=head, dtype=torch.float32).to(device), task, batch_size)
+        value = measure(opened.model(found.preference, head=head, dtype=torch.float32).to(device_of(device)), task, batch_size)
     if as_json:
         measured = {} if value is None else {task.metric: value}
         show_json(found._asdict() | measured)

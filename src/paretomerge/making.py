@@ -19,7 +19,6 @@ from paretomerge.flags import (
     ExpertPaths,
     Gpus,
     HeadOf,
-    Heads,
     Json,
     Method,
     Metrics,
@@ -36,6 +35,7 @@ from paretomerge.flags import (
     Resume,
     RunFolder,
     ShardSize,
+    TaskTensors,
     Vocab,
     Workers,
 )  # fmt: skip
@@ -53,7 +53,7 @@ def check(
     vocab: Vocab = None,
     missing: Missing = None,
     exclude: Exclude = None,
-    heads: Heads = None,
+    task_tensors: TaskTensors = None,
     as_json: Json = False,
 ) -> None:
     """Say what would be merged, what does not fit, and what memory it takes, from headers only; exit 2 if something does not.
@@ -65,9 +65,9 @@ def check(
     from paretomerge.weights.alignment import Options
     from paretomerge.weights.experts import inspect_experts
 
-    plan = combined(recipe, base=base, expert=expert, vocab=vocab, missing=missing, exclude=exclude, heads=heads)
+    plan = combined(recipe, base=base, expert=expert, vocab=vocab, missing=missing, exclude=exclude, task_tensors=task_tensors)
     experts = inspect_experts(
-        plan.base, plan.experts, Options(tuple(plan.exclude), tuple(plan.heads), plan.vocab, plan.missing)
+        plan.base, plan.experts, Options(tuple(plan.exclude), tuple(plan.task_tensors), plan.vocab, plan.missing)
     )
     errors = [finding for finding in experts.findings if finding.level == "error"]
     entries = sum(experts.infos[name].numel for name in experts.merged)
@@ -114,7 +114,7 @@ def merge(
     vocab: Vocab = None,
     missing: Missing = None,
     exclude: Exclude = None,
-    heads: Heads = None,
+    task_tensors: TaskTensors = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -128,7 +128,7 @@ def merge(
     started = time.perf_counter()
     plan = combined(
         recipe, base=base, expert=expert, method=method, option=option, data=data, output=output, dtype=dtype,
-        shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
+        shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, task_tensors=task_tensors,
     )  # fmt: skip
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
@@ -186,7 +186,7 @@ def fit(
     vocab: Vocab = None,
     missing: Missing = None,
     exclude: Exclude = None,
-    heads: Heads = None,
+    task_tensors: TaskTensors = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -205,7 +205,7 @@ def fit(
     plan = combined(
         recipe, base=base, expert=expert, method=method, option=option, on=on, on_option=on_option, data=data,
         closed_form=closed_form, evaluator=evaluator, metric=metric, preset=preset, output=output, dtype=dtype,
-        shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, heads=heads,
+        shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, task_tensors=task_tensors,
     )  # fmt: skip
     folder = _target(plan, overwrite, "pareto_set.json")
     from paretomerge import api
@@ -254,7 +254,7 @@ def _loaded(plan: Recipe, quiet: bool) -> Experts:
     from paretomerge.weights.experts import load_experts
 
     experts = load_experts(
-        plan.base, plan.experts, exclude=plan.exclude, heads=plan.heads, vocab=plan.vocab, missing=plan.missing
+        plan.base, plan.experts, exclude=plan.exclude, task_tensors=plan.task_tensors, vocab=plan.vocab, missing=plan.missing
     )
     if not quiet:
         notices = [f"note: {notice}" for notice in plan.notices]

@@ -13,10 +13,10 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any
 
 from paretomerge.errors import UserError
-from paretomerge.options import kind_of, parameters_of, unknown
+from paretomerge.options import documented, kind_of, parameters_of, unknown
 
 _LISTS = {
     "merge": "merges:MERGES",
@@ -53,9 +53,9 @@ def describe_methods(only: str | None = None) -> list[dict[str, Any]]:
 
 def evaluator_options() -> dict[str, dict[str, dict[str, Any]]]:
     """Options that a fit by evaluations hands on: what measures -> option -> default, kind, meaning."""
-    from paretomerge.search.judges import JUDGES
+    from paretomerge.search.judges import EVALUATORS
 
-    return {(inspect.getdoc(judge) or "").split(":")[0]: _options(judge) for judge in JUDGES.values()}
+    return {(inspect.getdoc(e) or "").split(":")[0]: _options(e) for e in EVALUATORS.values()}
 
 
 def _described(command: str, name: str, function: Callable[..., object]) -> dict[str, Any]:
@@ -67,12 +67,13 @@ def _described(command: str, name: str, function: Callable[..., object]) -> dict
 
 
 def _options(function: Callable[..., object]) -> dict[str, dict[str, Any]]:
-    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(function) or "", re.MULTILINE))
+    meanings: dict[str, str] = {}
+    for explained in documented(function):  # what a function says itself counts more than what its records say
+        meanings |= re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.getdoc(explained) or "", re.MULTILINE)
     return {
         option: {
             "default": parameter.default,
-            "kind": kind_of(hints[option]),
+            "kind": kind_of(parameter.annotation),
             "meaning": " ".join(meanings.get(option, "").split()),
         }
         for option, parameter in parameters_of(function)

@@ -91,7 +91,7 @@ class Recipe(BaseModel):
     vocab: Literal["error", "common"] = "error"
     missing: Literal["error", "base"] = "error"
     exclude: list[str] = []
-    heads: list[str] = []
+    task_tensors: list[str] = []
     tasks: Annotated[list[str], Field(description="Of the experts and data, these alone, in this order.")] = []
     extends: Annotated[
         list[str],

@@ -18,7 +18,7 @@ def explore(
     host: Annotated[
         str, typer.Option("--host", help="The address to listen at; any but a local one lets others in, without a password.")
     ] = "127.0.0.1",
-    device: Annotated[str, typer.Option("--device", help="Where the live model runs.")] = "cpu",
+    device: Annotated[str, typer.Option("--device", help="Where the live model runs.")] = "auto",
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Look at a front in the browser: move the preference, see what it costs, try the model, export it."""

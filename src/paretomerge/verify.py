@@ -92,8 +92,8 @@ def verify_measured(
         say(preference)
         wanted = [row for row in rows if row["preference"] == preference]
         asked = [tasks[name] for name in dict.fromkeys(row["task"] for row in wanted)]
-        judge = OnTasks({task.name: task for task in asked}, **{"device": "cpu", **(options or {})})
-        again = {row["task"]: row["value"] for row in evaluate_by(front, judge, [preference])}
+        evaluator = OnTasks({task.name: task for task in asked}, **(options or {}))
+        again = {row["task"]: row["value"] for row in evaluate_by(front, evaluator, [preference])}
         for row in wanted:
             apart = abs(again[row["task"]] - row["value"])
             what = f"{row['metric']} of {row['task']} at {preference}"

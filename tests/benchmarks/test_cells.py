@@ -72,7 +72,7 @@ def test_what_is_stored_and_measured_on_is_kept(measured):
 
 def test_a_fitted_front_is_kept_for_the_other_tables(suite, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "FRONTS", tmp_path)
-    method = methods.fitted("PM, fitted", steps=20, batch=4, rank=2)
+    method = methods.fitted("PM, fitted", steps=20, batch_size=4, rank=2)
     cell = cells.Cell(suite, method, mode="quick")
     first = cells.run(cell)
     monkeypatch.setattr(methods.api, "fit", None)
@@ -85,7 +85,7 @@ def test_a_fitted_front_is_kept_for_the_other_tables(suite, tmp_path, monkeypatc
 
 def test_transductive_cells_fit_on_what_they_are_measured_on(suite, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "FRONTS", tmp_path)
-    method = methods.fitted("PM, fitted", steps=20, batch=4, rank=2)
+    method = methods.fitted("PM, fitted", steps=20, batch_size=4, rank=2)
     cell = cells.Cell(suite, method, use="transductive", mode="quick")
     on = methods.bench(suite, "transductive", "quick")
     assert all(len(task.fit) == len(task.held_out) == 20 for task in on.inputs.values())
@@ -226,7 +226,7 @@ def test_the_footing_of_a_soup(suite, tmp_path):
 
 def test_what_routers_answer_and_cost_is_kept_and_drawn(suite, tmp_path, monkeypatch):
     monkeypatch.setattr(methods, "FRONTS", tmp_path)
-    options = {"preset": "paper", "steps": 20, "labels": True, "batch": 4}
+    options = {"preset": "paper", "steps": 20, "labels": True, "batch_size": 4}
     chosen = [methods.fitted("PWE-MoE, paper, MLP (labels)", "pwe-moe", **options), methods.SOUPS]
     wanted = [cells.Cell(suite, method, mode="quick") for method in chosen]
     results = cells.Results(tmp_path / "routed.jsonl")

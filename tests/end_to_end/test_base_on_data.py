@@ -11,7 +11,7 @@ from fit_files import Family
 from paretomerge import api, load_front
 from paretomerge.weights.checkpoint import open_checkpoint
 
-SHORT = ("--option", "steps=4", "--option", "rank=3", "--option", "batch=6")
+SHORT = ("--option", "steps=4", "--option", "rank=3", "--option", "batch_size=6")
 
 
 @pytest.fixture(scope="module")

@@ -208,7 +208,7 @@ def test_shards(cli, zoo):
 
 
 def test_other_ways_to_meet_differences(cli, zoo, tmp_path):
-    """--vocab, --missing, --exclude and --heads reach the merge."""
+    """--vocab, --missing, --exclude and --task-tensors reach the merge."""
     base = open_checkpoint(zoo("llama") / "base")
     flags = zoo.flags("llama")
     cli("merge", *flags, "--exclude", "*.mlp.*", "-o", "excluded")
@@ -322,8 +322,8 @@ def test_a_soup_at_one_hot_is_the_expert(cli, zoo):
 
 
 def test_tensors_of_the_base_that_stay_with_each_task(cli, zoo):
-    """--heads: an expert keeps its own though the base has one of that name."""
-    cli("fit", *zoo.flags("llama"), "--heads", "lm_head.*", "-o", "front")
+    """--task-tensors: an expert keeps its own though the base has one of that name."""
+    cli("fit", *zoo.flags("llama"), "--task-tensors", "lm_head.*", "-o", "front")
     cli("pick", "front", "-p", "only:b", "--head", "a", "-o", "a")
     cli("pick", "front", "-p", "only:b", "--head", "none", "-o", "shared")
     base, expert = (open_checkpoint(zoo("llama") / name)["lm_head.weight"] for name in ("base", "a"))

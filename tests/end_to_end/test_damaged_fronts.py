@@ -49,7 +49,7 @@ def fronts(zoo, tmp_path_factory) -> Path:
     front_of(searched, experts).save(folder / "searched")
     tasks = fit_data.tasks("vit", n=20)  # the heads of this family have 5 classes each: no labels, so it does not matter
     for method, options in FITTED.items():
-        fit(experts, method, data=tasks, steps=1, batch=2, **options).save(folder / method)
+        fit(experts, method, data=tasks, steps=1, batch_size=2, **options).save(folder / method)
     fit(experts, "react", data=tasks, on="soup").save(folder / "react")
     for method in METHODS:
         row = {"method": method, "metric": "accuracy", "split": "held-out", "seed": 0}

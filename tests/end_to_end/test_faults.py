@@ -95,7 +95,8 @@ def test_predictions_on_a_full_disk(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", fallocate)
-    options = {"batch": 2, "shape": (), "top": None, "dtype": torch.float32, "file": tmp_path / "run" / "a", "key": lambda: "k"}
+    file = tmp_path / "run" / "a"
+    options = {"batch_size": 2, "shape": (), "top": None, "dtype": torch.float32, "file": file, "key": lambda: "k"}
     line_of(lambda: ask(4, lambda i: torch.ones(len(i), 3), say=print, **options), tmp_path / "run", "No space left on device")
     assert list((tmp_path / "run").iterdir()) == []
 

@@ -20,7 +20,7 @@ from paretomerge import load_front
 from paretomerge.weights.checkpoint import open_checkpoint
 from task_data import REVIEWS, write_csv
 
-STEPS = ("--option", "steps=8", "--option", "rank=3", "--option", "batch=6", "--option", "checkpoint_every=3")
+STEPS = ("--option", "steps=8", "--option", "rank=3", "--option", "batch_size=6", "--option", "checkpoint_every=3")
 LOADERS = {
     "vit": hf.AutoModelForImageClassification,
     "bert": hf.AutoModelForSequenceClassification,
@@ -71,7 +71,7 @@ def test_from_files_to_a_model(cli, families, kind):
     [("vit", "steered", ("rank=2", "task_vector_rank=3")), ("gpt2", "pwe-moe", ("modules=mlp",))],
 )
 def test_methods_that_keep_task_vectors(cli, families, kind, method, options):
-    words = [word for option in (*options, "steps=3", "batch=4") for word in ("--option", option)]
+    words = [word for option in (*options, "steps=3", "batch_size=4") for word in ("--option", option)]
     err = cli.errors("fit", *families[kind].flags(), "--method", method, *words, "-o", "front")
     assert ("task vectors at rank 3: error " if method == "steered" else "2 routers, 44 parameters") in err
     front = load_front("front")
@@ -116,7 +116,7 @@ def test_a_recipe_says_the_same_as_flags(cli, families):
     (cli.here / "recipe.yaml").write_text(
         f"base: {family.folder}/base\nexperts: {{a: {family.folder}/a, b: {family.folder}/b}}\n"
         f"data: {{a: {family.data['a']}, b: {{path: {family.data['b']}}}}}\n"
-        "options: {steps: 8, rank: 3, batch: 6, checkpoint_every: 3}\noutput: recipe\n"
+        "options: {steps: 8, rank: 3, batch_size: 6, checkpoint_every: 3}\noutput: recipe\n"
     )
     cli("fit", "recipe.yaml", "--run", "elsewhere")
     cli("fit", *family.flags(), *STEPS, "-o", "flags")
@@ -163,7 +163,7 @@ def test_seeds(cli, families):
 
 def test_resume_looks_at_the_settings_first(cli, families, monkeypatch):
     """What cannot be resumed is refused before a model is built or an expert is asked; predictions are asked for once."""
-    from paretomerge.fitting import on_data
+    from paretomerge.fitting import driver
     from paretomerge.fitting.problem import Problem
 
     words = ["fit", *families["vit"].flags(), *STEPS, "-o", "front"]
@@ -173,10 +173,10 @@ def test_resume_looks_at_the_settings_first(cli, families, monkeypatch):
     whole = contents(cli.here / "front")
     assert sorted(path.suffix for path in (cli.here / "front.run" / "teacher").iterdir()) == [".json", ".json", ".npy", ".npy"]
     with monkeypatch.context() as nothing:
-        nothing.setattr(on_data, "Problem", None)
-        others = [word.replace("batch=6", "batch=5") for word in words]
+        nothing.setattr(driver, "Problem", None)
+        others = [word.replace("batch_size=6", "batch_size=5") for word in words]
         refused = cli.refuses(*others, "--overwrite", "--resume", "-q")
-        assert refused == "front.run: that run had batch = 6, not 5: resume with the same settings"
+        assert refused == "front.run: that run had batch_size = 6, not 5: resume with the same settings"
         refused = cli.refuses(*words, "--overwrite", "--resume", "--option", "teacher_top=9", "-q")
         assert refused == "front.run: that run had teacher_top = 64, not 9: resume with the same settings"
     config = cli.here / "front.run" / "config.json"
@@ -219,7 +219,7 @@ def test_tensorboard_that_is_not_there(cli, families, monkeypatch):
     assert not (cli.here / "front.run").exists()
 
 
-LONG = ("--option", "steps=120", "--option", "rank=3", "--option", "batch=6", "--option", "checkpoint_every=50")
+LONG = ("--option", "steps=120", "--option", "rank=3", "--option", "batch_size=6", "--option", "checkpoint_every=50")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -264,7 +264,7 @@ def test_a_stopped_program_goes_on_to_the_same_bytes(cli, families, number):
     ],
 )
 def test_two_processes_make_the_front_of_one(cli, families, method, options):
-    steps = ["steps=8", "batch=6", "checkpoint_every=3", *options]
+    steps = ["steps=8", "batch_size=6", "checkpoint_every=3", *options]
     words = ["fit", *families["vit"].flags(), "--method", method, *(word for step in steps for word in ("--option", step))]
     cli(*words, "-o", "single")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
@@ -309,10 +309,10 @@ MISTAKES = {
     "an unknown preset": ("ab", ["--preset", "papers"], "--preset must be 'recommended' or 'paper', not 'papers'"),
     "a base merge": ("ab", ["-m", "adamerging", "--on", "ties"], "adamerging learns its own coefficients"),
     "a method without data": ("ab", ["-m", "soup"], "soup is made in closed form"),
-    "an unknown option": ("ab", ["--option", "batches=3"], "unknown option 'batches', did you mean 'batch'?"),
+    "an unknown option": ("ab", ["--option", "batches=3"], "unknown option 'batches', did you mean 'batch_size'?"),
     "an unknown objective": ("ab", ["--option", "objective=kl"], "objective must be distill or infomax or"),
     "no steps": ("ab", ["--option", "steps=-1"], "steps must not be negative"),
-    "no batch": ("ab", ["--option", "batch=0"], "batch and micro_batch must be at least 1"),
+    "no batch": ("ab", ["--option", "batch_size=0"], "batch_size must be at least 1"),
     "no such device": ("ab", ["--option", "device=tpus"], "device 'tpus'"),
     "nothing held out": (
         "a",

@@ -33,7 +33,7 @@ dtype: bfloat16
 shard_size: 5GB
 data:
   a: {path: q.csv, label: l, max_length: 5}
-heads: ['x*']
+task_tensors: ['x*']
 """
 MERGEKIT = b"""merge_method: ties
 base_model: x

@@ -110,7 +110,7 @@ def job_of(name, family, here):
         "merge": [*TIES, *bare],
         "overwrite": [*TIES, *bare],
         "closed form": ["fit", *bare, *options("rank=2"), "--shard-size", "20KB", "-q"],
-        "on data": ["fit", *family.flags(), *options("steps=24", "rank=2", "batch=4", "checkpoint_every=3"), "-q"],
+        "on data": ["fit", *family.flags(), *options("steps=24", "rank=2", "batch_size=4", "checkpoint_every=3"), "-q"],
         "search": ["fit", *bare, *data, "-m", "direct-search", *options("evaluations=10"), "-q"],
         "pick": ["pick", f"{here / 'front'}", "-p", "a=0.7,b=0.3", "--head", "a", "--shard-size", "20KB", "-q"],
     }[name]

@@ -215,7 +215,7 @@ FITS = {
 @pytest.mark.parametrize("method", FITS)
 def test_fits_on_data_keep_factors(llama, texts, tmp_path, monkeypatch, method):
     """No task vector becomes a matrix, the models are those of dense experts, and each is one adapter on the base."""
-    options = {"steps": 4, "batch": 4, "lr": 0.01, **FITS[method]}
+    options = {"steps": 4, "batch_size": 4, "lr": 0.01, **FITS[method]}
     experts = load_experts(llama / "base", {t: llama / t for t in TASKS})
     with monkeypatch.context() as patch:
         # stacked, and with a low-rank term of the same experts: that of others starts elsewhere
@@ -254,7 +254,7 @@ def test_ties_and_smaller_ranks_of_adapters_need_matrices(llama, texts):
         "lm_head*",
     ]  # zeros that TIES would count
     dense = load_experts(llama / "base", {t: llama / f"{t}-dense" for t in TASKS}, exclude=others)
-    options = {"data": texts, "steps": 2, "batch": 4}
+    options = {"data": texts, "steps": 2, "batch_size": 4}
     for method, more in (("adamerging", {"ties": 0.3}), ("steered", {"rank": 0, "task_vector_rank": 1})):
         ours, theirs = (api.fit(each, method, **more, **options) for each in (experts, dense))
         for preference in ("equal", "only:law"):
@@ -265,7 +265,7 @@ def test_ties_and_smaller_ranks_of_adapters_need_matrices(llama, texts):
 @pytest.mark.parametrize("method", ["pareto-merging", "training"])
 def test_activations_that_are_computed_again_change_nothing(llama, texts, method):
     experts = load_experts(llama / "base", {t: llama / t for t in TASKS})
-    options = {"objective": "distill", "steps": 3, "batch": 4, "lr": 0.01}
+    options = {"objective": "distill", "steps": 3, "batch_size": 4, "lr": 0.01}
     ran, again = [], []
     for checkpointing, counted in ((False, ran), (True, again)):
         with _counting(counted):

@@ -22,7 +22,7 @@ def test_the_table_has_every_method(cli):
 def test_one_method_with_its_options(cli):
     out = cli("methods", "ties")
     assert out.startswith("paretomerge merge --method ties\n") and "paper   Yadav et al. 2023" in out
-    assert "of entries of each v_k that are kept" in " ".join(out.split()) and "task_arithmetic" not in out
+    assert "Fraction of entries to keep of each task vector" in " ".join(out.split()) and "task_arithmetic" not in out
     both = cli("methods", "pareto-merging")
     assert "paretomerge fit --method pareto-merging\n" in both
     assert "paretomerge fit --method pareto-merging --data TASK=PATH …\n" in both

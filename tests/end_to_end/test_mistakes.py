@@ -154,7 +154,7 @@ def test_a_head_that_came_without_a_configuration(cli, zoo, tmp_path):
         "--base",
         zoo("bert") / "base",
         *(w for t in "ab" for w in ("--expert", f"{t}={tmp_path / t}")),
-        "--heads",
+        "--task-tensors",
         "classifier*",
     ]
     line = "the head of task a came without a config.json (with a LoRA adapter): leave --head out"

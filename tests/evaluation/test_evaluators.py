@@ -1,4 +1,4 @@
-"""Judges: labelled tasks, functions, commands; each against plain code, and what each refuses."""
+"""Evaluators: labelled tasks, functions, commands; each against plain code, and what each refuses."""
 
 import json
 import shlex
@@ -50,8 +50,8 @@ def test_tasks_are_measured_as_a_fresh_model_is(kind, tmp_path):
     if kind == "clip":  # four prompts
         for task in tasks.values():
             task.held_out.labels.clamp_(max=3)
-    judge = OnTasks(tasks, batch_size=7, device="cpu")
-    measured = judge.opened(models(experts))
+    evaluator = OnTasks(tasks, batch_size=7, device="cpu")
+    measured = evaluator.opened(models(experts))
     measured((0.1, 0.9), ["a", "b"])
     found = measured(C, ["b", "a"])
     ingredients = models(experts)
@@ -61,7 +61,7 @@ def test_tasks_are_measured_as_a_fresh_model_is(kind, tmp_path):
         net = build_model(head.on(weights) if head else weights, head.config if head else ingredients.config)
         assert found[name] == pytest.approx(measure(net, task), rel=1e-5)
     assert set(measured(C, ["a"])) == {"a"}
-    assert [o.metric for o in judge.objectives] == ["perplexity" if kind == "gpt2" else "accuracy"] * 2
+    assert [o.metric for o in evaluator.objectives] == ["perplexity" if kind == "gpt2" else "accuracy"] * 2
 
 
 def test_a_search_chooses_by_inputs_that_are_not_held_out():
@@ -101,11 +101,11 @@ def test_a_function_of_a_live_model(gpt2):
         asked.append(tasks)
         return {"a": float(model.lm_head.weight.detach().double().mean()), "b": {"score": 0.5}}
 
-    judge = ByFunction(score, SCORES, device="cpu")
-    found = judge.opened(models(gpt2))(C, ["a"])
+    evaluator = ByFunction(score, SCORES, device="cpu")
+    found = evaluator.opened(models(gpt2))(C, ["a"])
     expected = task_arithmetic(gpt2, scale=list(C))["transformer.wte.weight"].double().mean()
     assert found == pytest.approx({"a": float(expected), "b": 0.5}, abs=1e-7) and asked == [["a"]]
-    json.dumps(judge.identity())
+    json.dumps(evaluator.identity())
 
 
 def test_functions_of_several_models_and_of_weights(vit):
@@ -149,8 +149,8 @@ for file in model.iterdir():
 print("tasks", sys.argv[2])
 print(json.dumps({task: {"score": 0.25} for task in sys.argv[2].split(",")}))
 """
-    judge = ByCommand(command(tmp_path, body), SCORES, tmp_path / "run of 'it'", timeout=60)
-    assert judge.opened(models(gpt2))(C, ["b"]) == {"b": 0.25}
+    evaluator = ByCommand(command(tmp_path, body), SCORES, tmp_path / "run of 'it'", timeout=60)
+    assert evaluator.opened(models(gpt2))(C, ["b"]) == {"b": 0.25}
     assert list((tmp_path / "run of 'it'").iterdir()) == []
     net = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "kept")
     weights = task_arithmetic(gpt2, scale=list(C))
@@ -161,14 +161,14 @@ def test_a_command_gets_a_model_for_each_head(vit, tmp_path):
     body = (
         'print(json.dumps({p.name: 1 / len(json.loads((p / "config.json").read_text())["id2label"]) for p in model.iterdir()}))'
     )
-    judge = ByCommand(command(tmp_path, body, "{model}"), SCORES, tmp_path / "run")
-    assert judge.opened(models(vit))(C, ["a", "b"]) == {"a": 1 / 5, "b": 1 / 3}
+    evaluator = ByCommand(command(tmp_path, body, "{model}"), SCORES, tmp_path / "run")
+    assert evaluator.opened(models(vit))(C, ["a", "b"]) == {"a": 1 / 5, "b": 1 / 3}
 
 
 def test_a_failed_command_leaves_no_model(gpt2, tmp_path):
-    judge = ByCommand(command(tmp_path, 'sys.exit("no such benchmark")'), SCORES, tmp_path / "run")
+    evaluator = ByCommand(command(tmp_path, 'sys.exit("no such benchmark")'), SCORES, tmp_path / "run")
     with pytest.raises(Failed, match="exit code 1: no such benchmark"):
-        judge.opened(models(gpt2))(C, ["a"])
+        evaluator.opened(models(gpt2))(C, ["a"])
     assert list((tmp_path / "run").iterdir()) == []
 
 

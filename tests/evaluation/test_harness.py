@@ -58,7 +58,7 @@ def models(tmp_path_factory):
 
 
 def test_benchmarks_of_the_live_model(lm_eval, models):
-    measured = ByHarness(METRICS, limit=10, num_fewshot=2, device="cpu").opened(models)
+    measured = ByHarness(METRICS, inputs=10, num_fewshot=2, device="cpu").opened(models)
     for c in ((0.0, 1.0), (0.5, 0.5)):
         found = measured(c, ["a", "b"])
         assert found == pytest.approx({"a": float(models.at(c)["lm_head.weight"].mean()), "b": 12.0}, abs=1e-7)
@@ -106,5 +106,5 @@ def test_refusals(models, monkeypatch):
 def test_identity_is_json():
     import json
 
-    assert json.loads(json.dumps(ByHarness(METRICS, limit=0.5).identity()))["limit"] == 0.5
+    assert json.loads(json.dumps(ByHarness(METRICS, inputs=0.5).identity()))["inputs"] == 0.5
     assert torch.float32  # the module is imported without lm-eval

@@ -38,8 +38,8 @@ def vit(tmp_path_factory):
     return fit_data.experts(fit_data.save("vit", tmp_path_factory.mktemp("vit")))
 
 
-def search(experts, judge):
-    return Work(judge, ingredients_of(experts, processed(experts)))
+def search(experts, evaluator):
+    return Work(evaluator, ingredients_of(experts, processed(experts)))
 
 
 def tasks_of(kind):

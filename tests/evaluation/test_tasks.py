@@ -212,7 +212,7 @@ def test_halves_and_limits_never_overlap(tmp_path_factory, folder: Path, n: int,
 
     split = Split("x", {"text": list(range(n))})
     found = choose(
-        {"all": split}, DataSpec(path="x", limit_fit=limit, limit_evaluate=limit),
+        {"all": split}, DataSpec(path="x", fit_inputs=limit, evaluate_inputs=limit),
         labelled=lambda _: True, ready=lambda s: s, seed=seed, say=lambda _: None,
     )  # fmt: skip
     fit, held_out = found.fit.indices, found.held_out.indices

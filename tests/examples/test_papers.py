@@ -64,7 +64,7 @@ def cli(papers, monkeypatch, capsys) -> CommandLine:
 
 def finetuned(task: str, **options: object) -> None:
     """An expert on ResNet, by the example's own script."""
-    runpy.run_path("finetune.py")["main"](Path("resnet18.yaml"), task, **{"epochs": 1, "batch": 6, **options})
+    runpy.run_path("finetune.py")["main"](Path("resnet18.yaml"), task, **{"epochs": 1, "batch_size": 6, **options})
 
 
 def quick(recipe: str) -> list[str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import quadratics
 from paretomerge.errors import UserError
 from paretomerge.fitting.epo import exact_pareto, non_uniformity
-from paretomerge.fitting.loop import Settings
+from paretomerge.fitting.options import TrainingOptions
 from paretomerge.fitting.scalarization import scalarization
 
 # -- one step
@@ -189,11 +189,9 @@ def test_in_the_loop(tmp_path):
     fitted = quadratics.problem(2, (4, 4), names=quadratics.NAMES[:1], rank=4)
     centres = fitted.centres["first.weight"].double()
     gamma = (0.3, 0.7)
-    chosen = Settings(
-        steps=250, lr=0.05, scalarization="epo", preference=gamma, checkpoint_every=250, skip_below=None, equal_every=0
-    )
-    assert chosen.skip_below == 0
-    fitted.fit(chosen, folder=tmp_path)
+    chosen = TrainingOptions(steps=250, lr=0.05, scalarization="epo", checkpoint_every=250, skip_below=None, equal_every=0)
+    assert chosen.skip_threshold == 0
+    fitted.fit(chosen, preference=gamma, folder=tmp_path)
     theta = fitted.at(*gamma)["first.weight"].double()
     losses = (theta - centres).square().sum((1, 2))
     assert non_uniformity(losses, torch.tensor(gamma).double()) < 1e-3
@@ -230,5 +228,5 @@ def test_toy_problem(share):
 
 def test_tasks_are_not_left_out_of_some_steps():
     with pytest.raises(UserError, match="epo needs every task at every step: leave skip_below out"):
-        Settings(scalarization="epo", skip_below=0.01)
-    assert Settings().skip_below == 0.01 and Settings(scalarization="mgda").skip_below == 0
+        TrainingOptions(scalarization="epo", skip_below=0.01)
+    assert TrainingOptions().skip_threshold == 0.01 and TrainingOptions(scalarization="mgda").skip_threshold == 0

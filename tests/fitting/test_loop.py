@@ -20,7 +20,8 @@ import quadratics
 from paretomerge import preferences
 from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Part, Settings, check_run, fit_, lr_of_step
+from paretomerge.fitting.loop import Part, check_run, fit_, lr_of_step
+from paretomerge.fitting.options import TrainingOptions
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from quadratics import Interrupt, problem
 
@@ -28,7 +29,7 @@ from quadratics import Interrupt, problem
 
 
 def test_learning_rate():
-    settings = Settings(steps=200, lr=0.3, schedule="cosine")
+    settings = TrainingOptions(steps=200, lr=0.3, schedule="cosine")
     rates = [lr_of_step(step, settings) for step in range(200)]
     assert rates[0] == pytest.approx(0.3) and rates[100] == pytest.approx(0.3 * 0.55)
     assert rates[-1] == pytest.approx(0.03, rel=1e-2) and rates == sorted(rates, reverse=True)
@@ -36,7 +37,7 @@ def test_learning_rate():
 
 
 def test_preferences_depend_on_seed_and_step_alone():
-    settings = Settings(seed=5, equal_every=0)
+    settings = TrainingOptions(seed=5, equal_every=0)
     drawn = {step: preference_of_step(step, 4, settings) for step in (9, 3, 0, 3)}
     torch.manual_seed(123)
     for step, gamma in drawn.items():
@@ -48,7 +49,7 @@ def test_preferences_depend_on_seed_and_step_alone():
 
 @pytest.mark.parametrize("every, expected", [(0, []), (1, list(range(12))), (4, [3, 7, 11])])
 def test_every_so_many_steps_are_equal(every, expected):
-    gammas = [preference_of_step(step, 3, Settings(equal_every=every)) for step in range(12)]
+    gammas = [preference_of_step(step, 3, TrainingOptions(equal_every=every)) for step in range(12)]
     third = torch.full((3,), 1 / 3, dtype=torch.float64)
     assert [step for step, gamma in enumerate(gammas) if torch.equal(gamma, third)] == expected
 
@@ -56,13 +57,13 @@ def test_every_so_many_steps_are_equal(every, expected):
 @pytest.mark.parametrize("alpha", [0.1, 1.0, 5.0])
 def test_preferences_are_dirichlet(alpha):
     """Mean 1/K, and the variance of each share (K − 1) / (K² (Kα + 1))."""
-    gammas = torch.stack([preference_of_step(step, 3, Settings(alpha=alpha, equal_every=0)) for step in range(3000)])
+    gammas = torch.stack([preference_of_step(step, 3, TrainingOptions(alpha=alpha, equal_every=0)) for step in range(3000)])
     torch.testing.assert_close(gammas.mean(0), torch.full((3,), 1 / 3).double(), rtol=0, atol=0.03)
     torch.testing.assert_close(gammas.var(0), torch.full((3,), 2 / (9 * (3 * alpha + 1))).double(), rtol=0.1, atol=0)
 
 
 def test_leaving_tasks_out_keeps_the_expectation():
-    settings = Settings(skip_below=0.05)
+    settings = TrainingOptions(skip_below=0.05)
     gamma = torch.tensor([0.0, 0.001, 0.02, 0.0499, 0.05, 0.8791], dtype=torch.float64)
     counts = torch.zeros(6, dtype=torch.float64)
     total = torch.zeros(6, dtype=torch.float64)
@@ -83,7 +84,7 @@ def test_leaving_tasks_out_keeps_the_expectation():
 
 def test_no_task_is_left_out_when_none_may_be():
     gamma = torch.tensor([0.0, 1e-9, 1.0], dtype=torch.float64)
-    chosen, factors = tasks_of_step(gamma, 0, Settings(skip_below=0.0))
+    chosen, factors = tasks_of_step(gamma, 0, TrainingOptions(skip_below=0.0))
     assert chosen == [0, 1, 2] and factors.tolist() == [1, 1, 1]
 
 
@@ -119,7 +120,7 @@ def test_linear_scalarisation_finds_the_means_of_the_centres(K, skip_below):
     fitted = full(K)
     c = centres(fitted)
     size = float(torch.cdist(c, c).max())
-    fitted.fit(Settings(steps=300 if K == 2 else 500, lr=0.1 if K == 3 else 0.05, skip_below=skip_below))
+    fitted.fit(TrainingOptions(steps=300 if K == 2 else 500, lr=0.1 if K == 3 else 0.05, skip_below=skip_below))
     for gamma in preferences.grid(K, 4):
         best = torch.tensor(gamma, dtype=torch.float64) @ c
         assert float((flat(fitted.at(*gamma)) - best).norm()) < 0.01 * size, gamma
@@ -138,7 +139,7 @@ def test_smooth_tchebycheff_reaches_the_front(K):
     fitted = full(K)
     c = centres(fitted)
     size = float(torch.cdist(c, c).max())
-    fitted.fit(Settings(steps=300, lr=0.1, scalarization="smooth-tchebycheff", mu=10.0, alpha=1.0))
+    fitted.fit(TrainingOptions(steps=300, lr=0.1, scalarization="smooth-tchebycheff", mu=10.0, alpha=1.0))
     found = torch.stack([flat(fitted.at(*gamma)) for gamma in preferences.grid(K, 4)])
     front = torch.stack([nearest_on_front(theta, c) for theta in found])
     gap = torch.cdist(found, c) - torch.cdist(front, c)  # √S_k above the front
@@ -153,7 +154,7 @@ def test_smooth_tchebycheff_at_one_preference_is_its_minimum(mu):
     scales = (1.0, 5.0)
     fitted = full(2, scales)
     c = centres(fitted)
-    fitted.fit(Settings(steps=400, lr=0.1, scalarization="smooth-tchebycheff", mu=mu, equal_every=1))
+    fitted.fit(TrainingOptions(steps=400, lr=0.1, scalarization="smooth-tchebycheff", mu=mu, equal_every=1))
     squared = float((c[1] - c[0]).square().sum())
 
     def value(t):
@@ -172,7 +173,7 @@ def noisy(K=2, **options):
     return problem(K, noise=0.5, **options)
 
 
-SHORT = Settings(steps=12, checkpoint_every=5, equal_every=3, lr=0.05, beta=0.01, seed=1)
+SHORT = TrainingOptions(steps=12, checkpoint_every=5, equal_every=3, lr=0.05, beta=0.01, seed=1)
 
 
 def test_frozen_parts_stay():
@@ -198,10 +199,10 @@ def test_tasks_take_part_as_chosen():
 
 def test_a_large_penalty_leaves_nothing_of_the_low_rank_part():
     fitted = noisy()
-    fitted.fit(Settings(steps=300, lr=0.05, beta=1e4))
+    fitted.fit(TrainingOptions(steps=300, lr=0.05, beta=1e4))
     varying = distance(fitted.at(1, 0), fitted.at(0, 1))
     fitted = noisy()
-    fitted.fit(Settings(steps=300, lr=0.05))
+    fitted.fit(TrainingOptions(steps=300, lr=0.05))
     assert varying < 0.05 * distance(fitted.at(1, 0), fitted.at(0, 1))
 
 

@@ -20,14 +20,16 @@ from paretomerge.evaluation.logits import predict
 from paretomerge.fitting import on_data
 from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions
-from paretomerge.fitting.on_data import PAPER, adamerging, pareto_merging_on_data
+from paretomerge.fitting.on_data import ADAMERGING, PAPER, adamerging, pareto_merging_on_data
+from paretomerge.fitting.options import TrainingOptions
+from paretomerge.fitting.problem import Problem
 from paretomerge.front import Front
 from paretomerge.merges.ties import trimmed_and_elected
 from quadratics import Interrupt
 from states import family, opened
 
 KINDS = ("vit", "bert", "gpt2", "clip", "resnet")
-SHORT = {"steps": 6, "batch": 8, "rank": 4}
+SHORT = {"steps": 6, "batch_size": 8, "rank": 4}
 PREFERENCES = [(0.5, 0.5), (1.0, 0.0), (0.0, 1.0), (0.31, 0.69), (0.05, 0.95)]
 
 
@@ -87,7 +89,7 @@ def divergence(front: Front, place: Path, gamma) -> float:
 def test_fitting_brings_the_models_nearer_to_their_experts(folder):
     place = folder / "vit"
     before = api.fit(fit_data.experts(place), rank=4, targets="all", hashes=False)
-    after = fit(place, steps=60, batch=16, rank=4, lr=5e-3)
+    after = fit(place, steps=60, batch_size=16, rank=4, lr=5e-3)
     assert divergence(after, place, "equal") < 0.7 * divergence(before, place, "equal")
     for task in "ab":  # and each of its own expert, where it counts alone
         inputs = fit_data.tasks("vit")[task].fit
@@ -161,7 +163,17 @@ def test_heads_travel(folder, learned, tmp_path):
 def test_every_objective_falls(folder, kind, objective):
     told = []
     run = FitRun(report=lambda done, logged: told.append(logged["losses"]))
-    fit(folder / kind, run=run, objective=objective, steps=12, batch=40, rank=2, lr=8e-3, equal_every=1, schedule="constant")
+    fit(
+        folder / kind,
+        run=run,
+        objective=objective,
+        steps=12,
+        batch_size=40,
+        rank=2,
+        lr=8e-3,
+        equal_every=1,
+        schedule="constant",
+    )
     means = [sum(each.values()) / 2 for each in told]
     assert all(map(math.isfinite, means)) and means[-1] < means[0] - 0.01 * abs(means[0]), (means[0], means[-1])
 
@@ -237,7 +249,7 @@ def test_adamerging_plus_plus_learns_on_processed_vectors(folder, learned):
 def test_presets(folder):
     paper = fit(folder / "vit", preset="paper", steps=2)
     assert PAPER.items() <= paper.pareto_set.settings.items() and paper.pareto_set.settings["preset"] == "paper"
-    published = {"objective": "entropy", "rank": 16, "alpha": 0.1, "beta": 0.1, "batch": 32, "lr": 1e-3, "scale": 0.3,
+    published = {"objective": "entropy", "rank": 16, "alpha": 0.1, "beta": 0.1, "batch_size": 32, "lr": 1e-3, "scale": 0.3,
                  "start": "kaiming", "scalarization": "smooth-tchebycheff", "targets": "attention"}  # fmt: skip
     assert published.items() <= PAPER.items()
     other = fit(folder / "vit", preset="paper", steps=2, rank=2, objective="infomax")
@@ -246,7 +258,7 @@ def test_presets(folder):
     default = fit(folder / "vit", steps=2).pareto_set.settings
     assert default["preset"] == "recommended" and default["objective"] == "distill" and default["targets"] == "all"
     own = fit(folder / "vit", "adamerging", preset="paper", steps=2).pareto_set.settings
-    assert (own["objective"], own["scale"], own["batch"], own["lr"]) == ("entropy", 0.3, 16, 1e-3)
+    assert (own["objective"], own["scale"], own["batch_size"], own["lr"]) == ("entropy", 0.3, 16, 1e-3)
     with pytest.raises(UserError, match="unknown preset 'papre', did you mean 'paper'"):
         fit(folder / "vit", preset="papre")
 
@@ -307,8 +319,8 @@ def test_a_base_in_bfloat16(folder, learned):
 MISTAKES = [
     ({"rank": -1}, "rank"),
     ({"steps": -1}, "steps"),
-    ({"batch": 0}, "batch"),
-    ({"micro_batch": 0}, "micro_batch"),
+    ({"batch_size": 0}, "batch"),
+    ({"micro_batch_size": 0}, "micro_batch_size"),
     ({"alpha": 0.0}, "alpha"),
     ({"lr": 0.0}, "lr"),
     ({"lr": math.nan}, "lr must be a number"),
@@ -356,11 +368,18 @@ def test_patience_stops_early_and_keeps_the_best(folder, learned, monkeypatch):
     """Labels by chance: the held-out cross-entropy soon rises while that of the inputs fitted on falls."""
     given = fit_data.tasks("vit", 16, labels=True, held_out=40)
     told, values = [], []
-    held_out = on_data.Problem.held_out
+    held_out = Problem.held_out
     monkeypatch.setattr(
-        on_data.Problem, "held_out", lambda self: values.append((held_out(self), learned[-1].phi.clone())) or values[-1][0]
+        Problem, "held_out", lambda self: values.append((held_out(self), learned[-1].phi.clone())) or values[-1][0]
     )
-    options = {"objective": "cross-entropy", "rank": 4, "lr": 3e-2, "batch": 16, "schedule": "constant", "checkpoint_every": 2}
+    options = {
+        "objective": "cross-entropy",
+        "rank": 4,
+        "lr": 3e-2,
+        "batch_size": 16,
+        "schedule": "constant",
+        "checkpoint_every": 2,
+    }
     said = []
     run = FitRun(report=lambda done, logged: told.append(done), say=said.append)
     fit(folder / "vit", given=given, run=run, steps=200, patience=2, **options)
@@ -376,7 +395,7 @@ def test_collapse_is_told_where_entropy_collapses_and_not_where_it_does_not(fold
         said[objective] = []
         run = FitRun(say=said[objective].append)
         lr = 0.1 if objective == "entropy" else 0.02  # at 0.1 rounding decides where the other goes
-        options = {"steps": 40, "batch": 32, "rank": 4, "equal_every": 1, "schedule": "constant"}
+        options = {"steps": 40, "batch_size": 32, "rank": 4, "equal_every": 1, "schedule": "constant"}
         fit(folder / "vit", run=run, objective=objective, lr=lr, **options)
         said[objective] = [line for line in said[objective] if "collapse" in line]
     assert len(said["entropy"]) == 2  # once for each task
@@ -434,7 +453,7 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(folder, tmp_path, number, step)
 
 
 def test_micro_batches_do_not_change_the_front(folder):
-    whole, parts = fit(folder / "vit", **SHORT), fit(folder / "vit", **SHORT, micro_batch=3)
+    whole, parts = fit(folder / "vit", **SHORT), fit(folder / "vit", **SHORT, micro_batch_size=3)
     for gamma in PREFERENCES:
         one, other = whole.at(gamma), parts.at(gamma)
         assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
@@ -443,8 +462,10 @@ def test_micro_batches_do_not_change_the_front(folder):
 def test_functions_by_themselves(folder):
     """The two fits are plain functions of experts and tasks."""
     experts, given = fit_data.experts(folder / "vit"), fit_data.tasks("vit")
-    one = pareto_merging_on_data(experts, given, steps=2, rank=2)
-    other = adamerging(experts, {**given, "a": replace(given["a"], said=("x",))}, steps=2)
+    one = pareto_merging_on_data(experts, given, rank=2, options=TrainingOptions(steps=2))
+    other = adamerging(experts, {**given, "a": replace(given["a"], said=("x",))}, options=replace(ADAMERGING, steps=2))
+    with pytest.raises(UserError, match="adamerging has no option equal_every: it is always 1"):
+        adamerging(experts, given, options=replace(ADAMERGING, equal_every=4))
     assert one.tasks == other.tasks == ("a", "b")
     assert one.added_parameters() > 0 == other.added_parameters()
     assert preferences.equal(2) == tuple(one.equal.tolist())

@@ -17,6 +17,7 @@ from paretomerge.evaluation.logits import predict
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting import problem as module
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions, marginal_entropy
+from paretomerge.fitting.options import FitRun, TrainingOptions
 from paretomerge.fitting.problem import Problem
 
 KINDS = ("vit", "bert", "gpt2", "clip", "resnet")
@@ -30,12 +31,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def problem(place: Path, objective: str = "distill", tasks: dict[str, Task] | None = None, **options) -> Problem:
+def problem(
+    place: Path, objective: str = "distill", tasks: dict[str, Task] | None = None, *, run: FitRun = FitRun(), **options
+) -> Problem:
     kind = place.name
-    defaults = {"batch": 8, "micro_batch": None, "precision": "float32", "device": torch.device("cpu"), "folder": None,
-                "say": lambda line: None, "held_out": False}  # fmt: skip
     given = tasks or fit_data.tasks(kind, labels=objective == "cross-entropy")
-    return Problem(fit_data.experts(place), given, objective, **{**defaults, **options})
+    options = {"objective": objective, "batch_size": 8, "device": "cpu", **options}
+    return Problem(fit_data.experts(place), given, TrainingOptions(**options), run)
 
 
 @torch.no_grad()
@@ -57,7 +59,7 @@ def gradients(of: Problem, k: int, seed: int = 5) -> tuple[float, dict[str, torc
     return total, found
 
 
-@pytest.mark.parametrize("micro_batch", [1, 3, 20])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 20])
 @pytest.mark.parametrize(
     "kind, objective",
     [
@@ -67,9 +69,9 @@ def gradients(of: Problem, k: int, seed: int = 5) -> tuple[float, dict[str, torc
         ("gpt2", "cross-entropy"),
     ],
 )
-def test_micro_batches_give_the_gradient_of_the_batch(folder, kind, objective, micro_batch):
+def test_micro_batches_give_the_gradient_of_the_batch(folder, kind, objective, micro_batch_size):
     whole = problem(folder / kind, objective)
-    parts = problem(folder / kind, objective, micro_batch=micro_batch)
+    parts = problem(folder / kind, objective, micro_batch_size=micro_batch_size)
     for of in (whole, parts):
         write(of, None)
     for k in range(2):
@@ -81,12 +83,12 @@ def test_micro_batches_give_the_gradient_of_the_batch(folder, kind, objective, m
 
 
 def test_infomax_needs_its_whole_batch(folder):
-    with pytest.raises(UserError, match="leave micro_batch out"):
-        problem(folder / "vit", "infomax", micro_batch=4)
-    assert len(list(problem(folder / "vit", "infomax", micro_batch=8).losses(0, 1))) == 1
+    with pytest.raises(UserError, match="leave micro_batch_size out"):
+        problem(folder / "vit", "infomax", micro_batch_size=4)
+    assert len(list(problem(folder / "vit", "infomax", micro_batch_size=8).losses(0, 1))) == 1
 
 
-@pytest.mark.parametrize("options", [{"batch": 0}, {"micro_batch": 0}, {"micro_batch": -1}])
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"micro_batch_size": 0}, {"micro_batch_size": -1}])
 def test_batches_have_at_least_one_input(folder, options):
     with pytest.raises(UserError, match="at least 1"):
         problem(folder / "vit", **options)
@@ -102,7 +104,7 @@ def test_batches_are_drawn_by_the_seed(folder):
 
 
 def test_a_batch_larger_than_the_data_is_all_of_it(folder):
-    (part,) = problem(folder / "vit", batch=1000).losses(0, 1)
+    (part,) = problem(folder / "vit", batch_size=1000).losses(0, 1)
     assert part.share == 1
 
 
@@ -141,14 +143,14 @@ def test_what_is_kept_is_what_the_expert_says(folder, kind):
 
 
 def test_language_model_losses_count_every_token_but_the_first(folder):
-    of = problem(folder / "gpt2", "cross-entropy", batch=1000)
+    of = problem(folder / "gpt2", "cross-entropy", batch_size=1000)
     write(of, 0)
     inputs = of.experts[0].fit.inputs
     ids = inputs.batch(range(len(inputs)))["input_ids"]
     with torch.no_grad():
         expected = of.models.models["a"](input_ids=ids, labels=ids).loss
     assert gradients(of, 0)[0] == pytest.approx(float(expected), rel=1e-5)
-    teacher = problem(folder / "gpt2", "distill", batch=1000)
+    teacher = problem(folder / "gpt2", "distill", batch_size=1000)
     write(teacher, 1)
     with torch.no_grad():
         mine = teacher.models.models["a"](input_ids=ids).logits[:, :-1].log_softmax(-1)
@@ -198,7 +200,7 @@ def test_padding_does_not_count(folder):
 
 def test_held_out_objective(folder):
     given = fit_data.tasks("vit", 30, held_out=50)
-    of = problem(folder / "vit", "entropy", given, held_out=True)
+    of = problem(folder / "vit", "entropy", given, patience=1)
     write(of, None)
     expected = 0.0
     for k, task in enumerate("ab"):
@@ -208,7 +210,7 @@ def test_held_out_objective(folder):
         expected += float(-(p * p.log()).sum(-1).mean()) / 2
         assert of.experts[k].held_out.inputs.labels.tolist() == inputs.labels.tolist()
     assert of.held_out() == pytest.approx(expected, rel=1e-5)
-    distilled = problem(folder / "vit", "distill", given, held_out=True)
+    distilled = problem(folder / "vit", "distill", given, patience=1)
     assert distilled.held_out() > 1e-3
     for k in range(2):
         write(distilled, k)
@@ -222,7 +224,7 @@ def test_a_part_of_the_held_out_inputs_is_from_all_over_them(folder, monkeypatch
     """Files are often sorted by class: the first ones would be of one."""
     monkeypatch.setattr(module, "_HELD_OUT", 10)
     given = fit_data.tasks("vit", 30, held_out=91)
-    of = problem(folder / "vit", "cross-entropy", {n: replace(t, fit=t.held_out) for n, t in given.items()}, held_out=True)
+    of = problem(folder / "vit", "cross-entropy", {n: replace(t, fit=t.held_out) for n, t in given.items()}, patience=1)
     source = of.experts[0].held_out.inputs
     everything = given["a"].held_out
     assert len(source) == 10
@@ -235,7 +237,7 @@ def test_a_part_of_the_held_out_inputs_is_from_all_over_them(folder, monkeypatch
 
 def test_without_held_out_inputs_there_is_no_early_stop(folder):
     with pytest.raises(UserError, match="task a has no held-out inputs"):
-        problem(folder / "vit", held_out=True)
+        problem(folder / "vit", patience=1)
 
 
 # -- what was kept of the experts, when it is large
@@ -244,11 +246,11 @@ def test_without_held_out_inputs_there_is_no_early_stop(folder):
 @pytest.mark.parametrize("kind, top", [("gpt2", None), ("gpt2", 8), ("vit", None)])
 def test_predictions_are_kept_in_files(folder, tmp_path, monkeypatch, kind, top):
     given = fit_data.tasks(kind, 30, held_out=20)
-    in_memory = problem(folder / kind, "distill", given, held_out=True, teacher_top=top)
+    in_memory = problem(folder / kind, "distill", given, patience=1, teacher_top=top)
     asked, said = [], []
     ask = Problem._outputs
     monkeypatch.setattr(Problem, "_outputs", lambda self, *args: asked.append(1) or ask(self, *args))
-    options = {"held_out": True, "teacher_top": top, "folder": tmp_path / "run", "say": said.append}
+    options = {"patience": 1, "teacher_top": top, "run": FitRun(tmp_path / "run", say=said.append)}
     stored = problem(folder / kind, "distill", given, **options)
     first = len(asked)
     assert first >= 4 and not said  # two tasks, inputs to fit on and held-out ones
@@ -273,21 +275,22 @@ def test_other_experts_are_asked_anew(folder, tmp_path):
     """The same folder of a run, and an expert whose weights are others: nothing of before is taken."""
     kind, run = "bert", tmp_path / "run"
     fit_data.save(kind, tmp_path / "models" / kind)
-    before = problem(tmp_path / "models" / kind, folder=run)
+    before = problem(tmp_path / "models" / kind, run=FitRun(run))
     tiny.save(tiny.perturb(tiny.model(kind, num_labels=5), 7, 0.3), tmp_path / "models" / kind / "a")
     said = []
-    after = problem(tmp_path / "models" / kind, folder=run, say=said.append)
+    after = problem(tmp_path / "models" / kind, run=FitRun(run, say=said.append))
     assert not torch.equal(before.experts[0].fit.teacher.values, after.experts[0].fit.teacher.values)
     assert torch.equal(before.experts[1].fit.teacher.values, after.experts[1].fit.teacher.values)
     assert [line[0] for line in said] == ["b"]
 
 
-@pytest.mark.parametrize("micro_batch", [None, 3])
-def test_the_likeliest_tokens_teach_nearly_as_all(folder, micro_batch):
+@pytest.mark.parametrize("micro_batch_size", [None, 3])
+def test_the_likeliest_tokens_teach_nearly_as_all(folder, micro_batch_size):
     """Less than the whole divergence, by what the docstring says; the same gradient where it counts."""
     given = {name: replace(task, fit=ragged(30, seed)) for seed, (name, task) in enumerate(fit_data.tasks("gpt2").items())}
     whole, part = (
-        problem(folder / "gpt2", "distill", given, teacher_top=top, micro_batch=micro_batch, batch=20) for top in (None, 24)
+        problem(folder / "gpt2", "distill", given, teacher_top=top, micro_batch_size=micro_batch_size, batch_size=20)
+        for top in (None, 24)
     )
     kept = part.experts[0].fit.teacher
     assert kept.values.shape[-1] == 25 and kept.places.shape == (*kept.values.shape[:-1], 24)
@@ -324,7 +327,7 @@ def freeze_text(place: Path, source: Path) -> Path:
 
 def test_a_text_tower_that_stays_gives_its_head_once(folder, tmp_path):
     place, said = freeze_text(tmp_path / "clip", folder / "clip"), []
-    of = problem(place, say=said.append)
+    of = problem(place, run=FitRun(say=said.append))
     fresh = tiny.ARCHITECTURES["clip"][0].from_pretrained(place / "base").eval()
     for expert in of.experts:
         assert expert.text_head.shape == (4, 8) and not expert.text_head.requires_grad
@@ -338,7 +341,7 @@ def test_a_text_tower_that_stays_gives_its_head_once(folder, tmp_path):
 def test_a_text_tower_that_experts_changed_is_the_merged_models(folder):
     """What is fitted is what is measured: the head of θ(γ), of the expert for its own predictions, with its gradient."""
     said = []
-    of = problem(folder / "clip", say=said.append)
+    of = problem(folder / "clip", run=FitRun(say=said.append))
     assert [line.split(":")[0] for line in said] == ["a", "b"]
     assert "the experts differ in the text tower" in said[0] and "4 prompts" in said[0] and "--exclude" in said[0]
     for k, task in enumerate("ab"):
@@ -359,7 +362,7 @@ def test_a_text_tower_that_experts_changed_is_the_merged_models(folder):
 def test_what_the_fit_sees_is_what_is_measured(folder):
     """The objective of a fit at γ, and that of the front's model as ``evaluate`` builds it."""
     front = api.fit(fit_data.experts(folder / "clip"), "soup", hashes=False)
-    of = problem(folder / "clip", "entropy", batch=40)
+    of = problem(folder / "clip", "entropy", batch_size=40)
     gamma = (0.3, 0.7)
     with torch.no_grad():
         for name, weight in of.models.weights.items():
@@ -395,7 +398,7 @@ def test_collapse_is_told_once(folder):
 
 
 def test_marginal_entropy_is_that_of_the_batch_whatever_the_micro_batches(folder):
-    whole, parts = (problem(folder / "vit", "entropy", micro_batch=size) for size in (None, 3))
+    whole, parts = (problem(folder / "vit", "entropy", micro_batch_size=size) for size in (None, 3))
     for of in (whole, parts):
         write(of, 0)
     (one,), several = list(whole.losses(0, 3)), list(parts.losses(0, 3))
@@ -466,7 +469,7 @@ def test_few_tokens_attend_step_by_step(folder, monkeypatch, kind, precision, sh
     whole = module.sdpa_kernel
     monkeypatch.setattr(module, "sdpa_kernel", lambda backend: asked.append(backend) or whole(backend))
     monkeypatch.setattr(module, "_SHORT", short)
-    of = problem(folder / kind, precision=precision, tasks=fit_data.tasks(kind, 12, held_out=4), held_out=True)
+    of = problem(folder / kind, precision=precision, tasks=fit_data.tasks(kind, 12, held_out=4), patience=1)
     write(of, None)
     of.held_out()
     assert not asked

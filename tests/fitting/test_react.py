@@ -239,7 +239,7 @@ def test_a_front_is_measured_and_reproduced(folder, tmp_path):
 
 def test_on_a_fitted_front(folder, tmp_path):
     experts, tasks = fit_data.experts(folder / "vit"), fit_data.tasks("vit")
-    api.fit(experts, data=tasks, steps=3, rank=2, batch=8, hashes=False).save(tmp_path / "fitted")
+    api.fit(experts, data=tasks, steps=3, rank=2, batch_size=8, hashes=False).save(tmp_path / "fitted")
     front = api.fit(experts, "react", data=tasks, on=str(tmp_path / "fitted"), hashes=False)
     assert front.pareto_set.inner.method == "pareto-merging" and front.pareto_set.statistics.infos["targets"].shape[0] == 2
     front.save(tmp_path / "corrected")
@@ -254,7 +254,7 @@ def test_mistakes(folder, tmp_path):
     experts, tasks = fit_data.experts(folder / "vit"), fit_data.tasks("vit")
     for options, words in (
         ({"beta": -1.0}, "beta must not be negative"),
-        ({"limit": 0}, "batch and limit must be at least 1"),
+        ({"inputs": 0}, "batch_size and inputs must be at least 1"),
         ({"on": "tsi"}, "unknown merge, set or front's folder in on 'tsi'"),
         ({"run": FitRun(resume=True)}, "there is nothing to resume"),
     ):

@@ -11,7 +11,7 @@ from paretomerge.errors import UserError
 from paretomerge.fitting.searches import SEARCHES
 from paretomerge.front import front_of
 from paretomerge.opening import load_front
-from paretomerge.options import check_options
+from paretomerge.options import arguments, check_options
 from search_data import Known
 from states import family, opened
 
@@ -24,11 +24,16 @@ QUICK = {
 }
 
 
+def search(name, experts, evaluator_for, *, say=print, **options):
+    """A search with the options of a user."""
+    return SEARCHES[name](experts, evaluator_for, say=say, **arguments(SEARCHES[name], options))
+
+
 @pytest.mark.parametrize("name", SEARCHES)
 def test_from_experts_to_a_front_and_back(name, tmp_path):
     experts, known, said = opened(*family(3)), Known(3, "sigmoid"), []
     options = check_options(SEARCHES[name], QUICK[name], name)
-    pareto_set = SEARCHES[name](experts, lambda vectors: known, say=said.append, **options)
+    pareto_set = search(name, experts, lambda vectors: known, say=said.append, **options)
     front_of(pareto_set, experts).save(tmp_path / "front")
     again = load_front(tmp_path / "front").pareto_set
     assert again.method == "searched" and again.settings["search"] == name
@@ -56,7 +61,7 @@ def test_the_evaluator_gets_the_vectors_that_the_set_stores(inside):
         seen.append(vectors)
         return Known(2)
 
-    pareto_set = SEARCHES["map"](experts, evaluator_for, inside=inside, seed=3, **QUICK["map"])
+    pareto_set = search("map", experts, evaluator_for, inside=inside, seed=3, **QUICK["map"])
     for name in seen[0]:
         assert torch.equal(seen[0][name], pareto_set.task_vectors[name])
     assert pareto_set.settings["inside"] == inside
@@ -64,7 +69,7 @@ def test_the_evaluator_gets_the_vectors_that_the_set_stores(inside):
 
 def test_a_preference_moves_the_model_towards_its_task():
     known = Known(3, "sigmoid")
-    pareto_set = SEARCHES["map"](opened(*family(3)), lambda vectors: known)
+    pareto_set = search("map", opened(*family(3)), lambda vectors: known)
     for k, task in enumerate("abc"):
         values = [
             known.truth(pareto_set.coefficients(pareto_set.preference(p))[None])[0, k]
@@ -84,15 +89,15 @@ def test_every_option_is_described(name):
 def test_mistakes():
     experts = opened(*family(2))
     with pytest.raises(UserError, match="two experts"):
-        SEARCHES["map"](opened(*family(1)), lambda vectors: Known(1))
+        search("map", opened(*family(1)), lambda vectors: Known(1))
     with pytest.raises(UserError, match="task b has no metric"):
-        SEARCHES["map"](experts, lambda vectors: Known(1))
+        search("map", experts, lambda vectors: Known(1))
     with pytest.raises(UserError, match="no expert for it"):
-        SEARCHES["map"](experts, lambda vectors: Known(3))
+        search("map", experts, lambda vectors: Known(3))
     with pytest.raises(UserError, match="box"):
-        SEARCHES["map"](experts, lambda vectors: Known(2), box=[1, 0])
+        search("map", experts, lambda vectors: Known(2), box=[1, 0])
     with pytest.raises(UserError, match="preference"):
-        SEARCHES["map-nested"](experts, lambda vectors: Known(2), preferences="only:z")
+        search("map-nested", experts, lambda vectors: Known(2), preferences="only:z")
     for wrong in ({"sampling": "other"}, {"inside": "slerp"}, {"evaluations": 2.5}, {"loss": "l1"}):
         with pytest.raises(UserError):
             check_options(SEARCHES["map"], wrong, "map")
@@ -104,7 +109,7 @@ def test_mistakes():
     }
     for name, option, value in [(name, *pair) for name, options in senseless.items() for pair in options.items()]:
         with pytest.raises(UserError, match=f"{option} must be"):
-            SEARCHES[name](experts, lambda vectors: Known(2), **{option: value})
+            search(name, experts, lambda vectors: Known(2), **{option: value})
     assert check_options(SEARCHES["map"], {"box": [0, 1.5]}, "map") == {"box": [0, 1.5]}
     assert check_options(SEARCHES["map"], {"box": [[0, 1], [0, 0.5]]}, "map")
 
@@ -115,5 +120,5 @@ def test_poor_fits_are_told_and_kept():
             return np.sin(40 * np.asarray(c))
 
     said = []
-    pareto_set = SEARCHES["map"](opened(*family(2)), lambda vectors: Wild(2), say=said.append, **QUICK["map"])
+    pareto_set = search("map", opened(*family(2)), lambda vectors: Wild(2), say=said.append, **QUICK["map"])
     assert any("does not describe it" in line for line in said) and pareto_set.settings["said"] == said

@@ -20,7 +20,7 @@ from paretomerge.fitting.routed import PAPER
 from paretomerge.front import Front
 from quadratics import Interrupt
 
-SHORT = {"steps": 6, "batch": 8}
+SHORT = {"steps": 6, "batch_size": 8}
 PREFERENCES = [(0.5, 0.5), (1.0, 0.0), (0.31, 0.69)]
 METHODS = ("steered", "pwe-moe")
 MLP = re.compile(r"layer\.\d\.(intermediate|output)\.dense")
@@ -158,7 +158,7 @@ def test_a_base_that_is_handed_over_in_memory_is_not_written_to(folder):
 def test_steering_learns_more_than_the_soup_knows(folder):
     told = []
     run = FitRun(report=lambda done, logged: told.append(logged["losses"]))
-    options = {"batch": 40, "rank": 4, "lr": 5e-3, "equal_every": 1, "schedule": "constant"}
+    options = {"batch_size": 40, "rank": 4, "lr": 5e-3, "equal_every": 1, "schedule": "constant"}
     fit(folder / "vit", "steered", run, steps=25, **options)
     means = [sum(each.values()) / 2 for each in told]
     assert means[-1] < 0.8 * means[0]
@@ -212,7 +212,7 @@ def test_the_rest_is_task_arithmetic(folder, learned):
 def test_routers_learn(folder):
     told = []
     run = FitRun(report=lambda done, logged: told.append(logged["losses"]))
-    fit(folder / "vit", "pwe-moe", run, steps=40, batch=40, lr=3e-2, equal_every=1, schedule="constant")
+    fit(folder / "vit", "pwe-moe", run, steps=40, batch_size=40, lr=3e-2, equal_every=1, schedule="constant")
     means = [sum(each.values()) / 2 for each in told]
     assert means[-1] < 0.9 * means[0]
 
@@ -220,7 +220,14 @@ def test_routers_learn(folder):
 def test_preset(folder):
     front = fit(folder / "vit", "pwe-moe", preset="paper", steps=2, labels=True)
     assert {**PAPER, "steps": 2}.items() <= front.pareto_set.settings.items()
-    published = {"objective": "cross-entropy", "lr": 1e-2, "batch": 16, "alpha": 1.0, "schedule": "cosine", "modules": "mlp"}
+    published = {
+        "objective": "cross-entropy",
+        "lr": 1e-2,
+        "batch_size": 16,
+        "alpha": 1.0,
+        "schedule": "cosine",
+        "modules": "mlp",
+    }
     assert published.items() <= PAPER.items() and 2000 <= PAPER["steps"] <= 4000
     with pytest.raises(UserError, match="steered has no settings of a paper"):
         fit(folder / "vit", "steered", preset="paper", steps=2)

@@ -33,7 +33,7 @@ def table(*shape: int) -> Tensor:
 
 def kept(of: Asked, file: Path | None, key: str = "k", top: int | None = None, say=lambda line: None) -> Kept:
     shape = tuple(of.table.shape[1:-1])
-    return ask(N, of, batch=4, shape=shape, top=top, dtype=torch.float32, file=file, key=lambda: key, say=say)
+    return ask(N, of, batch_size=4, shape=shape, top=top, dtype=torch.float32, file=file, key=lambda: key, say=say)
 
 
 @pytest.mark.parametrize("in_memory", [1 << 29, 10])
@@ -92,7 +92,7 @@ def test_shorter_predictions_are_filled(tmp_path):
     whole = table(6, 5)
     ragged = Asked(whole)
     ragged.__class__ = type("Ragged", (Asked,), {"__call__": lambda self, i: whole[i][:, : 2 + 2 * (int(i[0]) // 4)]})
-    found = ask(N, ragged, batch=4, shape=(6,), top=None, dtype=torch.float32, file=None, key=str, say=print)
+    found = ask(N, ragged, batch_size=4, shape=(6,), top=None, dtype=torch.float32, file=None, key=str, say=print)
     for start, width in ((0, 2), (4, 4), (8, 6)):
         assert torch.equal(found.values[start : start + 4, :width], whole[start : start + 4, :width])
         assert not found.values[start : start + 4, width:].any()

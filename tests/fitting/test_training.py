@@ -17,7 +17,7 @@ from paretomerge.fitting.epo import non_uniformity
 from paretomerge.fitting.training import Dense
 from paretomerge.front import Front
 
-SHORT = {"steps": 5, "batch": 8}
+SHORT = {"steps": 5, "batch_size": 8}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_dense_is_its_tensors():
 
 def test_linear_training_is_adam_on_the_sum(place):
     """Two steps beside a plain loop over a plain model's parameters."""
-    found = train(place, steps=2, batch=40, lr=1e-3, schedule="constant", preference="a=0.7,b=0.3")
+    found = train(place, steps=2, batch_size=40, lr=1e-3, schedule="constant", preference="a=0.7,b=0.3")
     experts, tasks = fit_data.experts(place), fit_data.tasks("vit", labels=True)
     soup = api.fit(experts, "soup", on=api.merge(experts, "task_arithmetic", scale=0.0), scale=0.0, hashes=False)
     models = {task: soup.model("equal", head=task, dtype=torch.float32) for task in "ab"}  # the base, with heads
@@ -89,7 +89,7 @@ def test_each_way_lowers_what_it_should(place):
     both = losses(train(place, steps=25, lr=3e-3))
     assert (both < before).all() and both.mean() < single.mean()
     gamma = torch.tensor([0.75, 0.25]).double()
-    exact = losses(train(place, steps=40, lr=3e-3, batch=40, scalarization="epo", preference="a=3,b=1"))
+    exact = losses(train(place, steps=40, lr=3e-3, batch_size=40, scalarization="epo", preference="a=3,b=1"))
     assert (exact < before).all() and non_uniformity(exact, gamma) < 0.5 * non_uniformity(before, gamma)
     assert losses(train(place, steps=15, lr=3e-3, scalarization="mgda")).sum() < before.sum()
 
@@ -101,7 +101,7 @@ def test_a_trained_model_is_a_folder_and_resumes(place, tmp_path):
 
             signal.raise_signal(signal.SIGTERM)
 
-    options = {"steps": 6, "batch": 8, "scalarization": "epo", "checkpoint_every": 2}
+    options = {"steps": 6, "batch_size": 8, "scalarization": "epo", "checkpoint_every": 2}
     train(place, **options).save(tmp_path / "whole")
     with pytest.raises(Exception, match="stopped after step 3"):
         train(place, FitRun(folder=tmp_path / "run", report=stop), **options)

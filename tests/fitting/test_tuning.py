@@ -71,17 +71,17 @@ def test_no_input_is_tuned_and_measured_on():
 
 def test_a_search_measures_tuned_models(tmp_path):
     base, experts = tiny.family("vit", tmp_path, num_labels=2)
-    loaded = load_experts(base, experts, heads=["classifier.*"])
+    loaded = load_experts(base, experts, task_tensors=["classifier.*"])
     models = ingredients_of(loaded, processed(loaded))
     tasks = for_search({name: task(inputs(40), inputs(30, 1)) for name in "ab"}, ("a", "b"), lambda line: None)
     plain = OnTasks(tasks, device="cpu").opened(models)((0.5, 0.5), ["a", "b"])
-    judge = OnTasks(tasks, device="cpu", head_steps=200, head_lr=0.05)
-    measured = judge.opened(models)
+    evaluator = OnTasks(tasks, device="cpu", head_steps=200, head_lr=0.05)
+    measured = evaluator.opened(models)
     found = measured((0.5, 0.5), ["a", "b"])
     assert min(found.values()) > 0.9 > min(plain.values())  # by chance one of the plain ones may be right, too
     measured((1.0, 0.0), ["a"])
     assert measured((0.5, 0.5), ["a", "b"]) == found  # whatever was measured between
-    assert judge.identity()["tuning"]["head_steps"] == 200 and "tuning" not in OnTasks(tasks).identity()
+    assert evaluator.identity()["tuning"]["head_steps"] == 200 and "tuning" not in OnTasks(tasks).identity()
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ def test_padding_of_texts_does_not_count(folder):
         results = []
         for inputs, batch in ((padded, 4), (plain, 1)):
             given = {t: Task(t, "language-modelling", inputs, None, "perplexity") for t in "ab"}
-            extra = {"batch": batch} if merge is merges.regmean else {}
+            extra = {"batch_size": batch} if merge is merges.regmean else {}
             results.append(merge(experts, given, **options, **extra))
         close(results[0], {name: results[1][name].double() for name in experts.merged}, 1e-4)
 
@@ -213,7 +213,7 @@ def test_regmean_is_least_squares_on_stacked_inputs(kind, off_diagonal, folder):
     """Off-diagonal entries scaled by α are extra rows √(1−α) · diag of each expert's inputs."""
     place, given = folder / kind, tasks(kind, 30)
     experts = fit_data.experts(place)
-    merged = merges.regmean(experts, given, off_diagonal=off_diagonal, weights=[1.0, 2.0], batch=7)
+    merged = merges.regmean(experts, given, off_diagonal=off_diagonal, weights=[1.0, 2.0], batch_size=7)
     inputs, outputs = {}, {}
     for k, task in enumerate("ab"):
         model = expert(place / task)

@@ -146,7 +146,7 @@ def test_routers_have_a_heat_map(method, options, tmp_path):
     (tmp_path / "text.txt").write_text("the cat sat on the mat .\n" * 200)
     data = dict.fromkeys("ab", str(tmp_path / "text.txt"))
     experts = load_experts(tmp_path / "base", {t: tmp_path / f"expert-{i}" for i, t in enumerate(front.tasks)})
-    fitted = api.fit(experts, method, data=data, steps=1, batch=2, **options)
+    fitted = api.fit(experts, method, data=data, steps=1, batch_size=2, **options)
     page = html(gather(fitted))
     assert "Routing" in read(page).text
     drawn = [figure for figure in figures_of(page) if "only:a → b" in figure["data"][0].get("x", ())]

@@ -132,7 +132,7 @@ def test_a_head_is_merged_only_where_its_rows_mean_the_same(bert, tmp_path, labe
 
 
 def test_heads_may_be_named_as_the_expert_names_them(bert):
-    loaded = load_experts(bert / "bare", {"a": bert / "a"}, heads=["bert.pooler.*"])
+    loaded = load_experts(bert / "bare", {"a": bert / "a"}, task_tensors=["bert.pooler.*"])
     assert sorted(loaded.experts[0].head()) == [
         "bert.pooler.dense.bias",
         "bert.pooler.dense.weight",
@@ -333,7 +333,8 @@ def test_a_shape_that_does_not_fit(llama):
     name = "model.layers.1.mlp.up_proj.weight"
     edit(experts["b"], lambda t: t.update({name: torch.zeros(3, 5)}))
     assert findings(base, experts) == [
-        f"{experts['b'] / SINGLE}: {name}: shape [3, 5], the base has [24, 16]: if it is the task's head, add --heads '{name}'"
+        f"{experts['b'] / SINGLE}: {name}: shape [3, 5], the base has [24, 16]: if it is the task's head, "
+        f"add --task-tensors '{name}'"
     ]
 
 

@@ -19,6 +19,7 @@ from paretomerge.front import Front
 from paretomerge.preferences import Preference
 from paretomerge.weights.configuration import architecture, count
 from paretomerge.weights.pretrained import load_beside
+from paretomerge.weights.live import device_of
 
 Kind = Literal["image", "text", "prompt", "image and classes"]
 
@@ -54,9 +55,9 @@ class Live:
     Tasks with a head of their own have a model each, of which those used last stay within ``room`` bytes.
     """
 
-    def __init__(self, front: Front, *, device: str = "cpu", room: int = 8 * 2**30) -> None:
+    def __init__(self, front: Front, *, device: str = "auto", room: int = 8 * 2**30) -> None:
         self.front = front
-        self.device = device
+        self.device = device_of(device)
         self._room = room
         self._lock = threading.Lock()
         self._models: dict[str | None, nn.Module] = {}

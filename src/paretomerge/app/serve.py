@@ -57,7 +57,7 @@ class _OnlyHere:
         await self.app(scope, receive, sending if scope["type"] == "http" else send)
 
 
-def application(front: Front, *, host: str = "127.0.0.1", device: str = "cpu", uploads: Path | None = None) -> FastAPI:
+def application(front: Front, *, host: str = "127.0.0.1", device: str = "auto", uploads: Path | None = None) -> FastAPI:
     """The page as an ASGI application.
 
     Args:

@@ -72,7 +72,7 @@ def load() -> Demo:
     root = assets()
     names = sorted(folder.name for folder in (root / "experts").iterdir())
     experts = load_experts(root / "pretrained", {name: root / "experts" / name for name in names})
-    data = {name: DataSpec(path=str(root / "data" / f"{name}.npz"), limit_evaluate=MEASURED) for name in names}
+    data = {name: DataSpec(path=str(root / "data" / f"{name}.npz"), evaluate_inputs=MEASURED) for name in names}
     return Demo(experts, api.load_tasks(experts, data))
 
 
@@ -173,7 +173,7 @@ def _fitted(name: str, method: str, seed: int) -> list[Row]:
     """One fit, in a process of its own, and what it reaches."""
     shipped = load()
     front = api.fit(
-        shipped.experts, method, data=shipped.tasks, hashes=False, seed=seed, steps=FIT_STEPS, batch=16, lr=2e-3,
+        shipped.experts, method, data=shipped.tasks, hashes=False, seed=seed, steps=FIT_STEPS, batch_size=16, lr=2e-3,
         objective="distill",
     )  # fmt: skip
     rows = []

@@ -29,8 +29,10 @@ class DataSpec(BaseModel):
     label: str | None = None
     max_length: PositiveInt | None = None
     """Tokens of a text at most; of a language model's block exactly."""
-    limit_fit: PositiveInt | None = None
-    limit_evaluate: PositiveInt | None = None
+    fit_inputs: PositiveInt | None = None
+    """Largest number of inputs to fit on; a random choice if there are more."""
+    evaluate_inputs: PositiveInt | None = None
+    """Largest number of inputs to measure on."""
     transductive: bool = False
     """Fit on the evaluation inputs, without their labels."""
     classes: list[str] | None = None

@@ -21,9 +21,10 @@ from paretomerge.evaluation.parallel import pool_of
 from paretomerge.evaluation.queries import best_with, knee, record
 from paretomerge.evaluation.results import Row
 from paretomerge.evaluation.tasks import Task
-from paretomerge.evaluation.work import Judge, Work
+from paretomerge.evaluation.work import Evaluator, Work
 from paretomerge.fitting.objectives import Predictions, entropy
 from paretomerge.front import Front
+from paretomerge.weights.live import device_of
 from paretomerge.weights.unchanged import reading, touched
 
 __all__ = [
@@ -55,7 +56,7 @@ def evaluate(
     *,
     seed: int = 0,
     batch_size: int = 64,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
     dtype: torch.dtype | None = torch.float32,
     method: str | None = None,
     progress: Callable[[Row], None] | None = None,
@@ -72,7 +73,7 @@ def evaluate(
         preferences: as the command line takes them: ``equal``, ``only:a``, ``a=0.7,b=0.3``.
         seed: for the rows.
         batch_size: inputs at a time.
-        device: where the models run.
+        device: where the models run; auto: the best device available.
         dtype: of their weights; None: as the front stores them.
         method: for the rows; None: the set's.
         progress: called with each row as it is measured.
@@ -87,16 +88,16 @@ def evaluate(
     Raises:
         UserError: a preference that cannot be read; what ``measure`` raises.
     """
-    judge = OnTasks({task.name: task for task in tasks}, batch_size=batch_size, device=str(device), **(options or {}))
+    evaluator = OnTasks({task.name: task for task in tasks}, batch_size=batch_size, device=str(device), **(options or {}))
     return evaluate_by(
-        front, judge, preferences, splits={task.name: task.split for task in tasks}, seed=seed, dtype=dtype, method=method,
+        front, evaluator, preferences, splits={task.name: task.split for task in tasks}, seed=seed, dtype=dtype, method=method,
         progress=progress, workers=workers, ray=ray, gpus=gpus,
     )  # fmt: skip
 
 
 def evaluate_by(
     front: Front,
-    judge: Judge,
+    evaluator: Evaluator,
     preferences: Sequence[str],
     *,
     splits: Mapping[str, Literal["held-out", "transductive"]] | None = None,
@@ -108,13 +109,13 @@ def evaluate_by(
     ray: str | None = None,
     gpus: float = 0.0,
 ) -> list[Row]:
-    """What a judge says of a front's models: the rows of ``evaluate``, by tasks, a function, a command or a harness.
+    """The rows of ``evaluate``, measured by any evaluator: labelled tasks, a function, a command or a harness.
 
     Args:
         front: the set; preferences that come to the same model are measured once.
-        judge: who measures.
+        evaluator: what measures the models.
         preferences: as the command line takes them.
-        splits: of the judge's tasks; None: held out.
+        splits: of the evaluator's tasks; None: held out.
         seed: for the rows.
         dtype: of live models; None: as the front stores them.
         method: for the rows; None: the set's.
@@ -124,17 +125,17 @@ def evaluate_by(
         gpus: see ``pool_of``.
 
     Raises:
-        UserError: a preference that cannot be read, an evaluation that failed twice, and what the judge itself refuses.
+        UserError: a preference that cannot be read, an evaluation that failed twice, and what the evaluator itself refuses.
     """
     gammas = {text: simplex.parse(text, front.tasks) for text in preferences}
     same: dict[Hashable, list[str]] = {}
     for text, gamma in gammas.items():
         same.setdefault(front.pareto_set.key(front.pareto_set.preference(gamma)), []).append(text)
     groups = list(same.values())
-    names = tuple(objective.task for objective in judge.objectives)
+    names = tuple(objective.task for objective in evaluator.objectives)
     models = FrontModels(front.pareto_set, names, front.config, front.heads, front.companions, dtype)
     rows: dict[tuple[str, int], Row] = {}
-    with reading(replaced=True), pool_of(Work(judge, models), workers=workers, ray=ray, gpus=gpus) as pool:
+    with reading(replaced=True), pool_of(Work(evaluator, models), workers=workers, ray=ray, gpus=gpus) as pool:
         touched(front.states)
         for number, outcome in pool([(gammas[group[0]], names) for group in groups]):
             if outcome.mistake:
@@ -142,7 +143,7 @@ def evaluate_by(
             if not outcome.metrics:
                 raise UserError(f"the evaluation at {groups[number][0]} failed twice: {outcome.message}")
             for text in groups[number]:
-                for k, objective in enumerate(judge.objectives):
+                for k, objective in enumerate(evaluator.objectives):
                     rows[text, k] = row_of(
                         objective, outcome.metrics[objective.task], text, method=method or front.pareto_set.method,
                         split=splits[objective.task] if splits else "held-out", seed=seed,
@@ -187,7 +188,7 @@ def select_unseen(
     sample: int = 30,
     seed: int = 0,
     batch_size: int = 64,
-    device: str | torch.device = "cpu",
+    device: str | torch.device = "auto",
 ) -> Selection:
     """The preference for a task that no expert knows: of ``sample`` ones, the one whose model is surest of the inputs.
 
@@ -201,12 +202,13 @@ def select_unseen(
         sample: how many preferences.
         seed: of the sample.
         batch_size: inputs at a time.
-        device: where the model runs.
+        device: where the model runs; auto: the best device available.
     """
     entropies: dict[str, float] = {}
     model: nn.Module | None = None
+    place = device_of(str(device))
     for text in sampled(front.tasks, sample, seed):
-        model = front.apply_(model, text) if model else front.model(text, head=head, dtype=torch.float32).to(device)
+        model = front.apply_(model, text) if model else front.model(text, head=head, dtype=torch.float32).to(place)
         text_head = prompts.features(model) if prompts else None
         total, count = 0.0, 0
         for _, logits in batches(model, inputs, batch_size, text_head):

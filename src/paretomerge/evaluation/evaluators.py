@@ -41,14 +41,14 @@ class OnTasks:
 
     Args:
         tasks: what is measured on are their ``held_out`` inputs: see ``for_search``.
-        batch_size: inputs at a time.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
-        precision: of the forward passes.
-        store_task_vectors: bfloat16 halves the memory of the task vectors of a search.
-        head_steps: of Adam, that fine-tune each merged model's classification heads on labelled inputs to fit on before it is
-            measured on others; 0: heads are the experts'.
-        head_lr: its learning rate.
-        norm_statistics: batch norms' running statistics are taken anew from inputs to fit on; otherwise they are the base's.
+        batch_size: Number of inputs per forward pass.
+        device: Device of the models: cpu, cuda or mps; auto uses the best one available.
+        precision: Precision of the forward passes.
+        store_task_vectors: Precision of the task vectors in memory during a search; bfloat16 halves their memory.
+        head_steps: Number of steps of Adam that fine-tune each merged model's classification heads on labelled inputs to fit
+            on, before the model is measured on others; 0 keeps the experts' heads.
+        head_lr: Learning rate of these steps.
+        norm_statistics: Estimate the running statistics of batch norms from inputs to fit on, instead of using the base's.
     """
 
     tasks: Mapping[str, Task]
@@ -143,10 +143,10 @@ class ByFunction:
         function: takes what ``gets`` says, and ``tasks``, a list of those that are wanted, if it has such a parameter; gives
             task -> metric, or task -> {metric: number}.
         objectives: a metric per task.
-        gets: a live transformers model, which moves between calls (``"model"``), a map from task to its live model
-            (``"models"``), or one from name to tensor (``"weights"``).
-        device: of live models.
-        store_task_vectors: bfloat16 halves the memory of the task vectors of a search.
+        gets: Argument of the function. model: a live transformers model, which moves between calls. models: a map from task
+            to its live model. weights: a map from name to tensor.
+        device: Device of live models: cpu, cuda or mps; auto uses the best one available.
+        store_task_vectors: Precision of the task vectors in memory during a search; bfloat16 halves their memory.
     """
 
     function: Callable[..., Mapping[str, Any]]
@@ -201,8 +201,8 @@ class ByCommand:
         command: for ``/bin/sh``.
         objectives: a metric per task.
         scratch: where the folder is for the while; None: the system's temporary folder.
-        timeout: seconds an evaluation may take; None: any time.
-        dtype: of the checkpoint; None: as the base.
+        timeout: Longest time in seconds that an evaluation may take; null sets no limit.
+        dtype: Precision of the checkpoint that the command reads; null is the base's.
     """
 
     command: str

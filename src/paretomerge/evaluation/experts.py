@@ -28,7 +28,7 @@ def evaluate_sources(
     *,
     seed: int = 0,
     batch_size: int = 64,
-    device: str = "cpu",
+    device: str = "auto",
     progress: Callable[[Row], None] | None = None,
 ) -> list[Row]:
     """The metrics of the experts and of the pretrained base, read from where the front was made of them.

@@ -27,17 +27,17 @@ class ByHarness:
 
     Args:
         objectives: a metric per task.
-        limit: of each benchmark, so many questions, or that share of them; None: all.
-        num_fewshot: examples in a prompt; None: as the benchmark has it.
-        batch_size: questions at a time.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
-        precision: of the forward passes.
-        store_task_vectors: bfloat16 halves the memory of the task vectors of a search.
+        inputs: Number of questions per benchmark, or, below 1, the fraction of them; null asks all.
+        num_fewshot: Number of examples in a prompt; null uses the benchmark's own.
+        batch_size: Number of questions per forward pass.
+        device: Device of the models: cpu, cuda or mps; auto uses the best one available.
+        precision: Precision of the forward passes.
+        store_task_vectors: Precision of the task vectors in memory during a search; bfloat16 halves their memory.
     """
 
     objectives: Sequence[Objective]
     _: KW_ONLY
-    limit: float | None = None
+    inputs: float | None = None
     num_fewshot: int | None = None
     batch_size: int = 8
     device: str = "auto"
@@ -59,7 +59,7 @@ class ByHarness:
         except PackageNotFoundError:
             of = ""
         return {
-            "kind": NAME, "version": of, "metrics": {o.task: o.metric for o in self.objectives}, "limit": self.limit,
+            "kind": NAME, "version": of, "metrics": {o.task: o.metric for o in self.objectives}, "inputs": self.inputs,
             "num_fewshot": self.num_fewshot, "precision": self.precision, "store_task_vectors": self.store_task_vectors,
         }  # fmt: skip
 
@@ -84,7 +84,7 @@ class ByHarness:
             wanted = {o.task: o.metric.rpartition("/") for o in self.objectives if o.task in tasks}
             with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 given = lm_eval.simple_evaluate(
-                    model=model, tasks=list(dict.fromkeys(name for name, _, _ in wanted.values())), limit=self.limit,
+                    model=model, tasks=list(dict.fromkeys(name for name, _, _ in wanted.values())), limit=self.inputs,
                     num_fewshot=self.num_fewshot, batch_size=self.batch_size, log_samples=False, bootstrap_iters=0,
                 )  # fmt: skip
             if given is None:  # what it gives on all but the first of several processes

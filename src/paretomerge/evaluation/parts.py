@@ -79,19 +79,19 @@ def choose(
         order = np.random.default_rng(0).permutation(len(split))  # whatever the seed: an evaluation meets the fit's halves
         middle = len(split) // 2
         return Parts(
-            Part(split, _limited(order[:middle], spec.limit_fit, seed, 2)),
-            Part(split, _limited(order[middle:], spec.limit_evaluate, seed, 1)),
+            Part(split, _limited(order[:middle], spec.fit_inputs, seed, 2)),
+            Part(split, _limited(order[middle:], spec.evaluate_inputs, seed, 1)),
         )
     measured = None
     if held_out is not None:
         whole = ready(held_out)
-        measured = Part(whole, _limited(np.arange(len(whole)), spec.limit_evaluate, seed, 1))
+        measured = Part(whole, _limited(np.arange(len(whole)), spec.evaluate_inputs, seed, 1))
         if spec.transductive:
-            return Parts(Part(whole, _limited(np.array(measured.indices), spec.limit_fit, seed, 2)), measured)
+            return Parts(Part(whole, _limited(np.array(measured.indices), spec.fit_inputs, seed, 2)), measured)
     if fit is None:
         return Parts(None, measured)
     whole = measured.split if measured and fit is held_out else ready(fit)
-    return Parts(Part(whole, _limited(np.arange(len(whole)), spec.limit_fit, seed, 2)), measured)
+    return Parts(Part(whole, _limited(np.arange(len(whole)), spec.fit_inputs, seed, 2)), measured)
 
 
 def _usual(
@@ -124,8 +124,8 @@ def _same(one: Split, other: Split) -> bool:
     return os.path.realpath(one.where) == os.path.realpath(other.where)
 
 
-def _limited(indices: np.ndarray, limit: int | None, seed: int, salt: int) -> list[int]:
-    """At most ``limit`` of the indices, by chance, ascending."""
-    if limit is not None and limit < len(indices):
-        indices = np.random.default_rng([seed, salt]).choice(indices, limit, replace=False)
+def _limited(indices: np.ndarray, count: int | None, seed: int, salt: int) -> list[int]:
+    """At most ``count`` of the indices, by chance, ascending."""
+    if count is not None and count < len(indices):
+        indices = np.random.default_rng([seed, salt]).choice(indices, count, replace=False)
     return sorted(indices.tolist())

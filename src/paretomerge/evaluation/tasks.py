@@ -75,7 +75,7 @@ def load_task(
         companions: the folder with the tokenizer or the image processor.
         config: config.json of the task's model: its class tells the kind of task, its ``id2label`` the classes' order.
         keep_labels: the fit inputs keep their labels, for cross-entropy.
-        seed: of the limits: which inputs ``limit_fit`` and ``limit_evaluate`` leave.
+        seed: of the choice of inputs, those which ``fit_inputs`` and ``evaluate_inputs`` leave.
 
     Raises:
         UserError: one line, when data, columns, labels, processor or model do not fit together.

@@ -1,4 +1,4 @@
-"""What evaluations work on: models that depend on a point, and a judge that measures one of them at a time."""
+"""What evaluations work on: models that depend on a point, and an evaluator that measures one of them at a time."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Models(Protocol):
         """The same again."""
 
 
-class Judge(Protocol):
+class Evaluator(Protocol):
     """Measures one merged model at a time. It can be sent to another process."""
 
     @property
@@ -84,11 +84,11 @@ class Judge(Protocol):
 class Work:
     """What one worker does."""
 
-    judge: Judge
+    evaluator: Evaluator
     models: Models
 
     def opened(self) -> Measure:
-        return self.judge.opened(self.models)
+        return self.evaluator.opened(self.models)
 
     def with_models(self, models: Models) -> Self:
         return replace(self, models=models)

@@ -63,18 +63,20 @@ def pareto_merging(
     Args:
         experts: base and experts.
         on: the base merge W_base; None: Task Arithmetic with λ.
-        rank: r (the paper: 16); at most the smaller side of each matrix.
-        targets: ``"attention"`` (q, k, v: the paper's), ``"all"`` matrices, or globs.
-        fuse_qkv: one term for q, k and v of a block together.
-        scale: λ; None: 1/K, with which one-hot preferences aim at the experts themselves.
-        scalarization: ``"linear"`` or ``"smooth-tchebycheff"`` (eq. 9; the S_k divided by the mean ‖D_k‖², our choice, so
-            that μ does not depend on the model).
-        mu: μ of smooth Tchebycheff (not given in the paper).
-        alpha: of the Dirichlet distribution of γ (the paper: 0.1); smooth Tchebycheff only, as with linear scalarisation
-            the best cores are the same for all distributions.
-        beta: β, weight of R = Σ ‖A G_γ B‖² (the paper: 0.1 when fitted on data; 0 gives back eq. 3 itself).
-        sweeps: alternations of the decomposition.
-        seed: of the random start of the decomposition and of the sample of γ.
+        rank: Rank r of the low-rank terms, at most the smaller side of each matrix; the paper uses 16.
+        targets: Matrices that get a low-rank term: attention (query, key and value, as in the paper), all, or globs of tensor
+            names.
+        fuse_qkv: Use one low-rank term for the query, key and value matrices of a block together.
+        scale: Coefficient λ of the task vectors; null means 1/K for K experts, where one-hot preferences aim at the experts.
+        scalarization: How the distances to the experts are weighed at a preference: linear, or smooth-tchebycheff (eq. 9),
+            where the distances are divided by their mean, so that mu does not depend on the model.
+        mu: Smoothing of smooth-tchebycheff; the paper does not give its value.
+        alpha: Concentration of the Dirichlet distribution of preferences; the paper uses 0.1. Only smooth-tchebycheff depends
+            on it.
+        beta: Weight of the penalty on the size of the low-rank term; 0 gives eq. 3, and the paper uses 0.1 when fitting on
+            data.
+        sweeps: Number of alternations of the decomposition.
+        seed: Random seed of the decomposition's start and of the sampled preferences.
         progress: called with each target's name and the number of its entries.
 
     Needs: no data.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paretomerge.errors import UserError
-from paretomerge.fitting.loop import Report
+from paretomerge.fitting.options import Report
 from paretomerge.fitting.processes import world
 
 

@@ -17,7 +17,6 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,10 @@ from torch import Tensor, nn
 from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting.fittable import Fittable
 from paretomerge.fitting.gradients import Part, by_one_gradient, by_small_gradients
+from paretomerge.fitting.options import Report, TrainingOptions
 from paretomerge.fitting.processes import summed, world
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
-from paretomerge.fitting.scalarization import SKIPPING, relative_weight, scalarization
+from paretomerge.fitting.scalarization import relative_weight, scalarization
 from paretomerge.signals import handled
 from paretomerge.strict_json import as_json
 from paretomerge.weights.checkpoint import read_json
@@ -41,65 +41,15 @@ from paretomerge.weights.writing import write_json, write_safetensors
 
 Losses = Callable[[int, int], Iterable[Part]]
 """(task k, seed of this step and task) -> the micro-batches of S_k; they are run and freed one by one."""
-Report = Callable[[int, Mapping[str, Any]], None]
-"""Called after each step with (steps done, what is logged of it)."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a fit runs; the defaults are recipe R (METHOD), measured best on held-out inputs, ``PAPER`` is the paper's."""
-
-    steps: int = 600
-    lr: float = 2e-3
-    schedule: str = "cosine"
-    """cosine: to a tenth of lr; constant."""
-    alpha: float = 0.3
-    """Of the Dirichlet distribution of γ."""
-    sampling: str = "dirichlet"
-    """Of γ: dirichlet, stratified or corners (see ``preference_of_step``)."""
-    equal_every: int = 4
-    """Every so many steps γ is equal (0: never)."""
-    scalarization: str = "linear"
-    mu: float = 0.1
-    beta: float = 0.0
-    skip_below: float | None = None
-    """Tasks with a smaller γ_k sit a step out with probability 1 − γ_k / skip_below, and count more when they do not.
-
-    None: 0.01, or 0 for scalarisations whose weights do not vanish with γ_k: they need every task.
-    """
-    preference: tuple[float, ...] | None = None
-    """γ of every step (None: drawn)."""
-    clip: float = 0.0
-    """Largest norm of a step's gradient (0: not clipped)."""
-    seed: int = 0
-    checkpoint_every: int = 100
-    patience: int = 0
-    """Stop when the held-out objective has not improved at so many checkpoints, and keep the best (0: never)."""
-
-    def __post_init__(self) -> None:
-        scalarization(self.scalarization)
-        if self.skip_below is None:
-            object.__setattr__(self, "skip_below", 0.01 if self.scalarization in SKIPPING else 0.0)
-        elif self.skip_below and self.scalarization not in SKIPPING:
-            raise UserError(f"scalarization {self.scalarization} needs every task at every step: leave skip_below out")
-        for name in ("lr", "alpha", "mu", "checkpoint_every"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name} must be positive")
-        for name in ("steps", "equal_every", "beta", "skip_below", "clip", "patience"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative")
-        if self.schedule not in ("cosine", "constant"):
-            raise UserError(f"schedule {self.schedule!r}: choose cosine or constant")
-        if self.sampling not in ("dirichlet", "stratified", "corners"):
-            raise UserError(f"sampling {self.sampling!r}: choose dirichlet, stratified or corners")
 
 
 def fit_(
     learned: Fittable,
     weights: Mapping[str, nn.Parameter],
     losses: Losses,
-    settings: Settings,
+    options: TrainingOptions,
     *,
+    preference: Sequence[float] | None = None,
     frozen: Sequence[str] = (),
     folder: Path | None = None,
     resume: bool = False,
@@ -114,7 +64,8 @@ def fit_(
         learned: φ at its start; at its end when this returns.
         weights: the parameters of the live models that θ(γ) is written into, by the base's names.
         losses: S_k, micro-batch by micro-batch.
-        settings: see ``Settings``.
+        options: how many steps, and of what kind.
+        preference: γ of every step; None: each step draws its own.
         frozen: parts of φ that stay as they are.
         folder: the run's folder (config.json, metrics.jsonl, state.safetensors); None: nothing is written.
         resume: go on from the state in ``folder``.
@@ -129,17 +80,18 @@ def fit_(
             that is not finite.
     """
     n_tasks, device = learned.n_tasks, learned.phi.device
-    if settings.skip_below is not None and settings.skip_below > 1 / n_tasks:
+    fixed = None if preference is None else torch.tensor(preference, dtype=torch.float64)
+    if options.skip_threshold > 1 / n_tasks:
         raise UserError(f"skip_below must be at most 1 / {n_tasks}, an equal share: no task may take part otherwise")
     told: dict[str, Any] = {}
-    weigh = scalarization(settings.scalarization, settings.mu, told.__setitem__)
-    relative = relative_weight(settings.scalarization, settings.mu, whole=whole and world()[1] == 1)
+    weigh = scalarization(options.scalarization, options.mu, told.__setitem__)
+    relative = relative_weight(options.scalarization, options.mu, whole=whole and world()[1] == 1)
     phi = nn.Parameter(learned.phi, requires_grad=True)  # the same storage: learned's views follow the optimiser
-    optimizer = torch.optim.Adam([phi], lr=settings.lr, betas=(0.9, 0.999))
-    config = {**(facts or {}), **asdict(settings)}
+    optimizer = torch.optim.Adam([phi], lr=options.lr, betas=(0.9, 0.999))
+    config = {**(facts or {}), **options.recorded()}
     run = _Run(folder, config) if folder and world()[0] == 0 else None
     start, best, waited = 0, math.inf, 0
-    best_phi = learned.phi.clone() if settings.patience else None
+    best_phi = learned.phi.clone() if options.patience else None
     if resume:
         start, best, waited, best_phi = _restore(folder, learned, optimizer, phi, config)
     elif run:
@@ -150,12 +102,12 @@ def fit_(
             run.save(done, learned, optimizer, phi, best, waited, best_phi)
 
     with _stop_requested() as stop:
-        for step in range(start, settings.steps):
-            optimizer.param_groups[0]["lr"] = lr_of_step(step, settings)
-            gamma = preference_of_step(step, n_tasks, settings)
-            chosen, factors = tasks_of_step(gamma, step, settings)
+        for step in range(start, options.steps):
+            optimizer.param_groups[0]["lr"] = lr_of_step(step, options)
+            gamma = preference_of_step(step, n_tasks, options) if fixed is None else fixed
+            chosen, factors = tasks_of_step(gamma, step, options)
             learned.build_(weights, gamma)
-            parts = partial(_parts, losses, settings.seed, step)
+            parts = partial(_parts, losses, options.seed, step)
             arguments = (learned, weights, parts, chosen, gamma, factors, weigh)
             found = by_small_gradients(*arguments) if relative is None else by_one_gradient(*arguments, relative)
             if found.culprits:
@@ -164,54 +116,54 @@ def fit_(
                     f"step {step + 1}: the gradient of task {tasks} of {n_tasks} is not finite: try a smaller lr, or clip"
                 )
             gradient = found.vector
-            if settings.beta:
-                gradient += settings.beta * learned.penalty(gamma)[1]
+            if options.beta:
+                gradient += options.beta * learned.penalty(gamma)[1]
             for part_name in frozen:
                 learned.view(part_name, gradient).zero_()
-            if settings.clip:
-                gradient *= min(1.0, settings.clip / max(float(gradient.norm()), 1e-30))
+            if options.clip:
+                gradient *= min(1.0, options.clip / max(float(gradient.norm()), 1e-30))
             phi.grad = gradient
             optimizer.step()
             logged = {
                 "step": step + 1,
-                "steps": settings.steps,
+                "steps": options.steps,
                 "gamma": gamma.tolist(),
                 "losses": {str(k): float(found.values[k]) for k in chosen},
                 "watched": {str(k): dict(each) for k, each in found.watched.items()},
                 "lr": optimizer.param_groups[0]["lr"],
-                **({settings.scalarization: dict(told)} if told else {}),
+                **({str(options.scalarization): dict(told)} if told else {}),
             }
             done = step + 1
-            checkpoint = done % settings.checkpoint_every == 0 or done == settings.steps
-            if held_out and settings.patience and checkpoint:
+            checkpoint = done % options.checkpoint_every == 0 or done == options.steps
+            if held_out and options.patience and checkpoint:
                 learned.build_(weights, torch.full((n_tasks,), 1 / n_tasks, dtype=torch.float64))
                 value = float(summed(torch.tensor([held_out()], dtype=torch.float64), device)) / world()[1]
                 best, waited = (value, 0) if value < best else (best, waited + 1)
                 if waited == 0 and best_phi is not None:
                     best_phi.copy_(learned.phi)
-                logged |= {"held_out": value, "over": waited >= settings.patience}
+                logged |= {"held_out": value, "over": waited >= options.patience}
             if run:
                 run.log(logged)
             if report:
                 report(done, logged)
             if logged.get("over"):  # as a run that is at its end, so that nothing is left to resume
-                save(settings.steps)
+                save(options.steps)
                 break
             if checkpoint:
                 save(done)
             if float(summed(torch.tensor([float(bool(stop))]), device)):  # one process asked to stop stops them all
                 save(done)
                 hint = f"; go on with --resume (state in {folder})" if folder else ""
-                raise Stopped(f"stopped after step {done} of {settings.steps}{hint}", *stop[:1])
+                raise Stopped(f"stopped after step {done} of {options.steps}{hint}", *stop[:1])
     if held_out and best_phi is not None and best < math.inf:
         learned.phi.copy_(best_phi)
 
 
-def lr_of_step(step: int, settings: Settings) -> float:
+def lr_of_step(step: int, options: TrainingOptions) -> float:
     """Learning rate of a step: constant, or a cosine from lr to a tenth of it."""
-    if settings.schedule == "constant":
-        return settings.lr
-    return settings.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / settings.steps)))
+    if options.schedule == "constant":
+        return options.lr
+    return options.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / options.steps)))
 
 
 class _Run:
@@ -265,7 +217,7 @@ def _written(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: the run's state cannot be written ({error.strerror or error})") from error
 
 
-def check_run(folder: Path | None, settings: Settings, facts: Mapping[str, Any], *, resume: bool) -> None:
+def check_run(folder: Path | None, options: TrainingOptions, facts: Mapping[str, Any], *, resume: bool) -> None:
     """Refuse, before any work is done, what ``fit_`` would refuse to resume, and to begin where a run waits to be resumed.
 
     Raises:
@@ -273,7 +225,7 @@ def check_run(folder: Path | None, settings: Settings, facts: Mapping[str, Any],
             state of a run that has not come to its end.
     """
     if resume:
-        _resumable(folder, {**facts, **asdict(settings)})
+        _resumable(folder, {**facts, **options.recorded()})
     elif folder is not None and (stands := _stands(folder)) is not None and stands[0] < stands[1]:
         raise UserError(
             f"{folder}: holds a run that stopped after step {stands[0]} of {stands[1]}: go on with --resume, name another "

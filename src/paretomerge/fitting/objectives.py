@@ -6,7 +6,7 @@ Logits are (n, classes): n inputs of a classifier, or n tokens that count of a l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Predictions(NamedTuple):
 
 
 Objective = Callable[[Predictions], Tensor]
+Name = Literal["distill", "infomax", "entropy", "features", "cross-entropy"]
 
 
 def entropy(p: Predictions) -> Tensor:

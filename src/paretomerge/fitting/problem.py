@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +21,14 @@ from paretomerge.evaluation.logits import Prompts, predict
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting import teachers
 from paretomerge.fitting.gradients import Part
-from paretomerge.fitting.loop import Report
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions, shannon
+from paretomerge.fitting.options import FitRun, Report, TrainingOptions
 from paretomerge.fitting.processes import world
 from paretomerge.fitting.teachers import Kept
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.live import device_of
 from paretomerge.weights.shared_models import SharedModels, own_tensors
 from paretomerge.weights.vectors import Thin, Vectors, varies
 
@@ -76,42 +77,33 @@ class Problem:
     """The K objectives: inputs, models, experts' predictions, and the watch over collapse."""
 
     def __init__(
-        self, experts: Experts, tasks: Mapping[str, Task], objective: str, *, batch: int, micro_batch: int | None,
-        precision: str, device: torch.device, folder: Path | None, say: Callable[[str], None], held_out: bool,
-        teacher_top: int | None = 64, task_vectors: bool = True, thin: bool = True, checkpointing: bool = False,
+        self, experts: Experts, tasks: Mapping[str, Task], options: TrainingOptions, run: FitRun, *,
+        task_vectors: bool = True, thin: bool = True,
     ) -> None:  # fmt: skip
-        """``thin``: task vectors of LoRA experts as their factors; ``checkpointing``: of activations."""
-        if batch < 1 or (micro_batch is not None and micro_batch < 1):
-            raise UserError("batch and micro_batch must be at least 1")
-        if teacher_top is not None and teacher_top < 1:
-            raise UserError("teacher_top must be at least 1 (null: keep all)")
-        if objective not in OBJECTIVES:
-            raise UserError(f"objective {objective!r}: choose one of {', '.join(OBJECTIVES)}")
-        if objective == "infomax" and micro_batch is not None and micro_batch < batch:
-            raise UserError("objective infomax compares the inputs of a batch with each other: leave micro_batch out")
-        self.objective, self.batch, self.micro_batch, self.device, self.say = objective, batch, micro_batch, device, say
-        self.autocast, self.teacher_top = precision == "bfloat16", teacher_top
-        sources = sources_of(experts.tasks, tasks, objective, held_out=held_out)
-        self.models = SharedModels(experts, heads_of(experts), experts.merged, device)
+        """``task_vectors``: whether they and the base are kept; ``thin``: those of LoRA experts as their factors."""
+        self.options, self.device, self.say = options, device_of(options.device), run.say
+        self.autocast = options.precision == "bfloat16"
+        sources = sources_of(experts.tasks, tasks, options)
+        self.models = SharedModels(experts, heads_of(experts), experts.merged, self.device)
         gc.collect()  # reference cycles hold the weights that loading made and sharing replaced: up to K models
         self.base: dict[str, Tensor] = {}
-        if checkpointing:
+        if options.checkpointing:
             self.models.checkpoint_activations()
         self.task_vectors: dict[str, Vectors] = {}
         if task_vectors:
             # read again and not cloned: an fp32 file on a processor stays mapped, and takes no memory of its own
-            self.base = {name: experts.base[name].to(device, torch.float32) for name in self.models.weights}
-            self.task_vectors = {name: task_vectors_of(experts, name, device, thin=thin) for name in experts.merged}
+            self.base = {name: experts.base[name].to(self.device, torch.float32) for name in self.models.weights}
+            self.task_vectors = {name: task_vectors_of(experts, name, self.device, thin=thin) for name in experts.merged}
         self.experts = [_Expert(tasks[name], self.models.models[name], *sources[name]) for name in experts.tasks]
         if task_vectors:
             self._freeze_text_heads({name for name, v in self.task_vectors.items() if varies(v)})
         self._first: dict[int, list[float]] = {}
         self._warned: set[int] = set()
-        if objective in ("distill", "features"):
+        if options.objective in ("distill", "features"):
             for k, own in enumerate(experts.experts):
                 self.models.become_(experts, k)
                 with own_tensors(own, experts, self.experts[k].model):
-                    self._ask_expert(k, folder)
+                    self._ask_expert(k, run.folder)
 
     @torch.no_grad()
     def stand_on_(self, weights: Weights, varying: Collection[str]) -> dict[str, nn.Parameter]:
@@ -133,17 +125,17 @@ class Problem:
         """S_k on a batch, this process's share of it, micro-batch by micro-batch."""
         expert = self.experts[k]
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randperm(len(expert.fit.inputs), generator=generator)[: self.batch].tolist()
+        drawn = torch.randperm(len(expert.fit.inputs), generator=generator)[: self.options.batch_size].tolist()
         rank, size = world()
         mine = drawn[rank::size]
-        step = self.micro_batch or max(1, len(mine))
+        step = self.options.micro_batch_size or max(1, len(mine))
         total, count = torch.zeros(()), 0  # of the predictions so far
         for start in range(0, len(mine), step):
             indices = mine[start : start + step]
             predictions = self._predict(expert, expert.fit, indices)
-            loss = OBJECTIVES[self.objective](predictions)
+            loss = OBJECTIVES[self.options.objective](predictions)
             watched = {}
-            if self.objective != "features":
+            if self.options.objective != "features":
                 shares = predictions.logits.detach()[:: 1 + predictions.logits.numel() // _WATCHED].float().softmax(-1)
                 total, count = total.to(shares) + shares.sum(0), count + len(shares)
                 watched["marginal"] = float(shannon(total / count))
@@ -157,10 +149,10 @@ class Problem:
         for expert in self.experts:
             assert expert.held_out is not None
             count = len(expert.held_out.inputs)
-            batches = -(-count // (self.micro_batch or self.batch))
+            batches = -(-count // (self.options.micro_batch_size or self.options.batch_size))
             for first in range(batches):  # each from all over the inputs
                 indices = range(first, count, batches)
-                value = OBJECTIVES[self.objective](self._predict(expert, expert.held_out, indices))
+                value = OBJECTIVES[self.options.objective](self._predict(expert, expert.held_out, indices))
                 total += float(value) * len(indices) / count
         return total / len(self.experts)
 
@@ -226,13 +218,13 @@ class Problem:
 
     def _running(self, expert: _Expert) -> bool:
         """Whether a prediction is wanted at every token: that at t is of token t + 1."""
-        return expert.task.kind == "language-modelling" and self.objective != "features"
+        return expert.task.kind == "language-modelling" and self.options.objective != "features"
 
     def _outputs(self, expert: _Expert, batch: dict[str, Tensor]) -> Tensor:
         """Logits, or for feature matching the mean over tokens of the last hidden state."""
         if self._running(expert):  # nothing is asked of the last token, and those before do not see it
             return predict(expert.model, {name: x[:, :-1] for name, x in batch.items()})
-        if self.objective != "features":
+        if self.options.objective != "features":
             return predict(expert.model, batch, expert.head())
         last: Tensor = expert.model(**batch, output_hidden_states=True).hidden_states[-1]
         if last.ndim != 3:
@@ -277,7 +269,7 @@ class Problem:
         """Keep what the expert, whose weights are in the models, says of its inputs: fp32 (of every token: fp16)."""
         expert = self.experts[k]
         running = self._running(expert)
-        size = min(64, self.micro_batch or self.batch) if running else 64
+        size = min(64, self.options.micro_batch_size or self.options.batch_size) if running else 64
         for what, source in (("fit", expert.fit), ("held-out", expert.held_out)):
             if source is None:
                 continue
@@ -292,10 +284,11 @@ class Problem:
             if running:  # texts of different lengths: as long as the longest
                 chunks = torch.arange(len(inputs)).split(size)
                 shape = (max(inputs.batch(i.tolist())["input_ids"].shape[1] for i in chunks) - 1,)
-            facts = (what, self.objective, self.teacher_top if running else None, str(self.device), self.autocast)
+            top = self.options.teacher_top if running else None
+            facts = (what, self.options.objective, top, str(self.device), self.autocast)
             head = () if expert.text_head is None else (expert.text_head,)
             source.teacher = teachers.ask(
-                len(inputs), predicted, batch=size, shape=shape, top=self.teacher_top if running else None,
+                len(inputs), predicted, batch_size=size, shape=shape, top=top,
                 dtype=torch.float16 if running else torch.float32,
                 file=folder / "teacher" / f"{expert.task.name}-{what}-{world()[0]}" if folder else None,  # each process its own
                 key=partial(teachers.key_of, expert.model, inputs, size, facts, head),
@@ -314,22 +307,14 @@ def task_vectors_of(experts: Experts, name: str, device: torch.device, *, thin: 
 
 
 def sources_of(
-    names: Sequence[str], tasks: Mapping[str, Task], objective: str, *, held_out: bool
+    names: Sequence[str], tasks: Mapping[str, Task], options: TrainingOptions
 ) -> dict[str, tuple[_Source, _Source | None]]:
     """Each task's inputs to fit on, and those for early stopping if it is wanted.
 
     Raises:
         UserError: there are none.
     """
-    return {name: _sources(name, tasks.get(name), objective, held_out=held_out) for name in names}
-
-
-def facts_of(
-    names: Sequence[str], tasks: Mapping[str, Task], objective: str, options: Mapping[str, Any], *, held_out: bool
-) -> dict[str, Any]:
-    """What determines a run beside its ``Settings``, known before any expert is asked; for ``fit_`` and ``check_run``."""
-    sources = sources_of(names, tasks, objective, held_out=held_out)
-    return {"tasks": list(names), "inputs": [len(fit.inputs) for fit, _ in sources.values()], **options}
+    return {name: _sources(name, tasks.get(name), options.objective, held_out=options.patience > 0) for name in names}
 
 
 def _sources(name: str, task: Task | None, objective: str, *, held_out: bool) -> tuple[_Source, _Source | None]:

@@ -84,8 +84,8 @@ def react(
     on: Weights | ParetoSet | None = None,
     beta: float | None = None,
     statistics: Literal["corners", "equal"] = "corners",
-    limit: int | None = 2000,
-    batch: int = 64,
+    inputs: int | None = 2000,
+    batch_size: int = 64,
     precision: Literal["float32", "bfloat16"] = "float32",
     seed: int = 0,
     device: str = "auto",
@@ -97,14 +97,15 @@ def react(
         experts: base and experts.
         tasks: task -> its inputs.
         on: what is corrected: a merge, a set made without data, or a front's folder; None: Task Arithmetic.
-        beta: pull towards the rotations, relative to a feature's mean square; None: chosen among 1e-4 … 10 by reconstruction of
-            a fifth of the features at equal preference, from the others.
-        statistics: of a set that varies: ``"corners"``: at equal preference and at each one-hot one; ``"equal"``: only there.
-        limit: inputs a task; None: all.
-        batch: inputs at a time.
-        precision: of the forward passes.
-        seed: of the choice among more inputs than ``limit``.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
+        beta: Strength of the pull towards the rotations, relative to the mean square of a feature; null chooses it among
+            1e-4 … 10 by how well a fifth of the features at equal preference is reconstructed from the others.
+        statistics: Preferences at which the features of a set that varies are collected. corners: the equal one and each
+            one-hot one. equal: only the equal one.
+        inputs: Largest number of inputs per task; null uses all.
+        batch_size: Number of inputs per forward pass.
+        precision: Precision of the forward passes.
+        seed: Random seed of the choice of inputs.
+        device: Device of the models: cpu, cuda or mps; auto uses the best one available.
         say: is told what the user should know.
 
     Raises:
@@ -116,8 +117,8 @@ def react(
     """
     if beta is not None and beta < 0:
         raise UserError("beta must not be negative")
-    if batch < 1 or (limit is not None and limit < 1):
-        raise UserError("batch and limit must be at least 1")
+    if batch_size < 1 or (inputs is not None and inputs < 1):
+        raise UserError("batch_size and inputs must be at least 1")
     inner = _inner(experts, on)
     place = device_of(device)
     heads = heads_of(experts)
@@ -129,7 +130,7 @@ def react(
     points, grams = [], []
     for k, name in enumerate(experts.tasks):
         task = _ready(tasks, name)
-        point, found = live.grams(k, task, _chosen(task, limit, seed_of(seed, k)), batch, anchors)
+        point, found = live.grams(k, task, _chosen(task, inputs, seed_of(seed, k)), batch_size, anchors)
         points.append(point)
         grams.append(found)
         whole = found[0][0] + found[0][1]
@@ -150,8 +151,8 @@ def react(
     tensors = Weights.of({"targets": targets.float(), "grams": cs.float()})
     shared, own = _places(experts, heads, models, points)
     settings = {
-        "beta": beta, "statistics": statistics, "limit": limit, "batch": batch, "precision": precision, "seed": seed,
-        "inner": {"method": inner.method, **inner.settings},
+        "beta": beta, "statistics": statistics, "inputs": inputs, "batch_size": batch_size, "precision": precision,
+        "seed": seed, "inner": {"method": inner.method, **inner.settings},
     }  # fmt: skip
     return Corrected(experts.tasks, inner, tensors, shared, own, settings)
 
@@ -167,7 +168,7 @@ class _Live:
 
     @torch.no_grad()
     def grams(
-        self, k: int, task: Task, indices: Sequence[int], batch: int, anchors: Sequence[str]
+        self, k: int, task: Task, indices: Sequence[int], batch_size: int, anchors: Sequence[str]
     ) -> tuple[FeaturePoint, list[tuple[_Grams, _Grams]]]:
         """Task k's Gram matrices at each anchor: of most features, and of those kept apart."""
         own, model = self.experts.experts[k], self.models.models[task.name]
@@ -190,8 +191,8 @@ class _Live:
                 few.add(z[apart], y[apart])
             kept.clear()
 
-        for start in range(0, len(indices), batch):
-            inputs = task.fit.batch(list(indices[start : start + batch]))
+        for start in range(0, len(indices), batch_size):
+            inputs = task.fit.batch(list(indices[start : start + batch_size]))
             row = []
             for version in [*versions, expert]:
                 self._point(version)
@@ -350,8 +351,8 @@ def _ready(tasks: Mapping[str, Task], name: str) -> Task:
     return task
 
 
-def _chosen(task: Task, limit: int | None, seed: int) -> list[int]:
-    """At most ``limit`` inputs, by chance."""
+def _chosen(task: Task, count: int | None, seed: int) -> list[int]:
+    """At most ``count`` inputs, by chance."""
     assert task.fit is not None
     drawn = torch.randperm(len(task.fit), generator=torch.Generator().manual_seed(seed)).tolist()
-    return sorted(drawn[:limit])
+    return sorted(drawn[:count])

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from paretomerge.evaluation.tasks import Task
+from paretomerge.fitting.driver import Fit
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, check_run, fit_
-from paretomerge.fitting.problem import Problem, facts_of
+from paretomerge.fitting.options import FitRun, TrainingOptions
 from paretomerge.fitting.sampling import say_coverage, seed_of
-from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.steered import at_equal, keep
+from paretomerge.options import Without
 from paretomerge.sets.modules import choose_modules
 from paretomerge.sets.routed import Routed
 from paretomerge.weights.experts import Experts
-from paretomerge.weights.live import device_of
 from paretomerge.weights.vectors import add
 
 PAPER: dict[str, Any] = {
-    "modules": "mlp", "start": "task-arithmetic", "objective": "cross-entropy", "batch": 16, "steps": 4000, "lr": 1e-2,
+    "modules": "mlp", "start": "task-arithmetic", "objective": "cross-entropy", "batch_size": 16, "steps": 4000, "lr": 1e-2,
     "schedule": "cosine", "alpha": 1.0, "equal_every": 0, "scalarization": "linear", "skip_below": 0.0,
 }  # fmt: skip
 """The settings of the paper's experiments (Tang et al. 2024): LS, up-scaled MLPs; labels are needed."""
@@ -35,33 +32,11 @@ def pwe_moe(
     tasks: Mapping[str, Task],
     *,
     modules: str | Sequence[str] = "attention+mlp",
-    objective: Literal["distill", "infomax", "entropy", "features", "cross-entropy"] = "distill",
     start: Literal["soup", "task-arithmetic"] = "soup",
     scale: float | None = None,
     store_task_vectors: Literal["base", "float32", "bfloat16"] = "base",
-    steps: int = 600,
-    batch: int = 16,
-    micro_batch: int | None = None,
-    lr: float = 1e-2,
-    schedule: Literal["cosine", "constant"] = "cosine",
-    alpha: float = 1.0,
-    sampling: Literal["dirichlet", "stratified", "corners"] = "dirichlet",
-    equal_every: int = 0,
-    scalarization: Scalarization = "linear",
-    mu: float = 0.1,
-    skip_below: float | None = None,
-    clip: float = 0.0,
-    patience: int = 0,
-    seed: int = 0,
-    checkpoint_every: int = 100,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    checkpointing: bool = False,
-    teacher_top: int | None = 64,
-    device: str = "auto",
-    folder: Path | None = None,
-    resume: bool = False,
-    report: Report | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    options: Annotated[TrainingOptions, Without("beta")] = TrainingOptions(batch_size=16, lr=1e-2, alpha=1.0, equal_every=0),
+    run: FitRun = FitRun(),
 ) -> Routed:
     """PWE-MoE (Tang et al. 2024): φ_m(γ) = φ₀_m + Σ_k R_m(γ)_k v_km, a router R_m for each upscaled module m.
 
@@ -71,36 +46,15 @@ def pwe_moe(
     Args:
         experts: base and experts.
         tasks: task -> its inputs; all tasks, in any order.
-        modules: what is upscaled: ``"mlp"`` (the paper's first choice), ``"attention+mlp"``, ``"attention"``, ``"all"`` (norms
-            and embeddings, too: what the paper's Attn+MLP comes to, by the 65 routers of its table 8), or globs of modules.
-        objective: ``"distill"`` and others without labels, or ``"cross-entropy"``: the paper's.
-        start: what the routers answer before the first step: ``"soup"``, or ``"task-arithmetic"`` as in the paper.
-        scale: λ; None: 1/K for the soup (Rewarded Soups); for the other start the paper's, 0.3, and 0.6 for two tasks.
-        store_task_vectors: their dtype on disk (``"base"``: that of the base's tensors); bfloat16 halves memory, too. The
-            factors of LoRA experts stay as they are, in fp32.
-        steps: number of steps.
-        batch: inputs per task and step.
-        micro_batch: inputs at a time; None: all of a batch.
-        lr: Adam's learning rate.
-        schedule: ``"cosine"`` to a tenth, or ``"constant"``.
-        alpha: of the Dirichlet distribution of γ; 1: uniform.
-        sampling: of γ, as in ``pareto_merging_on_data``.
-        equal_every: every so many steps γ is equal; 0: never.
-        scalarization: as in ``pareto_merging_on_data``.
-        mu: μ of smooth Tchebycheff.
-        skip_below: tasks with a smaller γ_k are mostly left out of a step, without bias; 0: never.
-        clip: largest norm of a step's gradient; 0: not clipped.
-        patience: stop when so many checkpoints have not improved the held-out objective; 0: never.
-        seed: of everything random.
-        checkpoint_every: steps between saved states.
-        precision: of the forward and backward passes.
-        checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
-        teacher_top: as in ``pareto_merging_on_data``.
-        device: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
-        folder: of the run.
-        resume: go on where the run in ``folder`` stopped.
-        report: called after each step.
-        say: is told what the user should know.
+        modules: Modules that get a router: mlp (the paper's first choice), attention+mlp, attention, all (with norms and
+            embeddings, like the 65 routers of the paper's table 8), or globs of module names.
+        start: Output of the routers before the first step: soup, or task-arithmetic as in the paper.
+        scale: Coefficient λ of the task vectors. null means 1/K for K experts if start is soup; otherwise the paper's 0.3,
+            or 0.6 for two tasks.
+        store_task_vectors: Precision of the stored task vectors; base is that of the base's tensors. bfloat16 also halves
+            their memory during the fit. The factors of LoRA experts stay in fp32.
+        options: how it trains.
+        run: where its states go, and who hears of its progress.
 
     Raises:
         UserError: a task without inputs, an option that does not fit.
@@ -110,49 +64,29 @@ def pwe_moe(
     Stores: one model; K task vectors of the upscaled modules; their routers.
     Paper: Tang et al. 2024, arXiv 2406.09770.
     """
-    options = {
-        k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")
-    }
-    names = {field.name for field in fields(Settings)}
-    settings = Settings(**{name: value for name, value in options.items() if name in names})
-    on = device_of(device)
-    n_tasks = len(experts)
+    arguments = dict(locals())
+    n_tasks, seed = len(experts), options.seed
     lam = scale if scale is not None else 1 / n_tasks if start == "soup" else 0.6 if n_tasks == 2 else 0.3
     chosen = choose_modules(experts.infos, experts.merged, modules)
-    facts = facts_of(experts.tasks, tasks, objective, options, held_out=patience > 0)
-    check_run(folder, settings, facts, resume=resume)
-    problem = Problem(
-        experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=on, folder=folder, say=say,
-        held_out=patience > 0, checkpointing=checkpointing, teacher_top=teacher_top,
-    )  # fmt: skip
+    fit = Fit(pwe_moe, arguments)
+    problem = fit.problem
     weights = problem.models.weights
     upscaled = {name for members in chosen.values() for name in members}
     rest: dict[str, Tensor] = {}
     for name in weights.keys() - upscaled:  # constant: written once, and nothing is asked of its gradient
-        rest[name] = add(problem.base[name], problem.task_vectors.pop(name), torch.full((n_tasks,), lam, device=on))
+        rest[name] = add(problem.base[name], problem.task_vectors.pop(name), torch.full((n_tasks,), lam, device=problem.device))
         weights[name].requires_grad_(False).copy_(rest[name])
     dtype = None if store_task_vectors == "base" else torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
     kept = keep(problem.base, problem.task_vectors, experts.infos, lam, None, dtype, seed)
     problem.task_vectors = {}
     learned = Learned(kept.base, kept.vectors, (), kind="routed", groups=chosen)
     start_(learned, lam, seed, soup=start == "soup")
-    say(f"{len(chosen)} routers, {len(learned.phi)} parameters, of {len(upscaled)} tensors")
-    say_coverage(experts.tasks, settings, say)
-    fit_(
-        learned,
-        {name: weights[name] for name in learned.task_vectors},
-        problem.losses,
-        settings,
-        folder=folder,
-        resume=resume,
-        facts=facts,
-        held_out=problem.held_out if patience else None,
-        whole=micro_batch is None or micro_batch >= batch,
-        report=problem.watching(report),
-    )
+    run.say(f"{len(chosen)} routers, {len(learned.phi)} parameters, of {len(upscaled)} tensors")
+    say_coverage(experts.tasks, options, run.say)
+    fit.learn_(learned, {name: weights[name] for name in learned.task_vectors})
     base = at_equal(experts, learned, {name: tensor.cpu() for name, tensor in rest.items()}, lam)
     routers, vectors = learned.steering(experts.aliases), kept.stored.with_copies(experts.aliases)
-    return Routed(experts.tasks, base, routers, vectors, {**options, "scale": lam})
+    return Routed(experts.tasks, base, routers, vectors, {**fit.settings, "scale": lam})
 
 
 @torch.no_grad()

@@ -1,8 +1,9 @@
-"""Fronts from evaluations alone: MAP and its baselines, each a function (experts, evaluator_for, **options) -> Searched."""
+"""Fronts from evaluations alone: MAP and its baselines, each a function (experts, evaluator_for, …) -> Searched."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from paretomerge.search.bayesian import bayesian
 from paretomerge.search.direct import direct_search, moead
 from paretomerge.search.found import Found
 from paretomerge.search.nested import nested
-from paretomerge.search.objective import Evaluator
+from paretomerge.search.objective import CoefficientsEvaluator
 from paretomerge.search.plain import plain
 from paretomerge.search.sampling import Sampling
 from paretomerge.search.surrogate import Loss
@@ -24,29 +25,59 @@ from paretomerge.sets.searched import Metric, Searched, SearchedFront, pick
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
-EvaluatorFor = Callable[[Weights], Evaluator]
+EvaluatorFor = Callable[[Weights], CoefficientsEvaluator]
 """From the task vectors that are merged (name -> (N, *shape)) to what measures θ(c) = θ₀ + Σ_n c_n v_n."""
 Say = Callable[[str], None]
 BoxOption = Sequence[float] | Sequence[Sequence[float]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What every search has beside its own options.
+
+    Attributes:
+        inside: Merge whose coefficients are searched. task_arithmetic: the task vectors as they are. The others process the
+            task vectors first, as TIES, DARE or TSV-Merging do.
+        density: Fraction of entries that TIES (default 0.2) or DARE (default 0.1) keeps of each task vector.
+        box: Lowest and highest coefficient, or such a pair for each expert; null means 0 to 1.
+        choice: How a preference picks a point of the front. tchebycheff reaches every point; the weighted sum reaches only
+            the convex parts.
+        seed: Random seed.
+    """
+
+    inside: Inside = "task_arithmetic"
+    density: float | None = None
+    box: BoxOption = None
+    choice: Choice = "tchebycheff"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateOptions:
+    """What a search has that finds its front on surrogates of the metrics.
+
+    Attributes:
+        loss: Loss with which the surrogates are fitted; soft_l1, huber and cauchy are robust to outliers in the metrics.
+        population: Population size of NSGA-III.
+        generations: Number of generations of NSGA-III.
+    """
+
+    loss: Loss = "linear"
+    population: int = 128
+    generations: int = 100
 
 
 def map_front(
     experts: Experts,
     evaluator_for: EvaluatorFor,
     *,
-    inside: Inside = "task_arithmetic",
-    density: float | None = None,
     evaluations: int | None = None,
     sampling: Sampling = "sobol",
     anchors: bool = False,
-    box: BoxOption = None,
-    loss: Loss = "linear",
-    population: int = 128,
-    generations: int = 100,
     runs: int = 1,
     measure: int = 10,
-    choice: Choice = "tchebycheff",
-    seed: int = 0,
+    surrogates: SurrogateOptions = SurrogateOptions(),
+    options: SearchOptions = SearchOptions(),
     say: Say = lambda line: None,
 ) -> Searched:
     """MAP (Li et al. 2025): evaluate some c, fit quadratic surrogates, find their front with NSGA-III.
@@ -54,53 +85,43 @@ def map_front(
     Args:
         experts: base and experts.
         evaluator_for: makes the evaluator.
-        inside: what becomes of the task vectors first: nothing, or what TIES, DARE or TSV-Merging do to them.
-        density: share of entries that TIES (0.2) or DARE (0.1) keep.
-        evaluations: number of c; default: the paper's, 30, 50, 60, 85, 100, 140 and 250 for 2 … 8 tasks.
-        sampling: of these c: Sobol points, uniform (the paper's) or a grid.
-        anchors: the experts and c = t·1 are among them: to see their metrics; the front does not get better by it.
-        box: low and high of every coefficient, or a pair for each; default: 0 to 1.
-        loss: robust ones (soft_l1, huber, cauchy) bear outliers in the metrics.
-        population: of NSGA-III.
-        generations: of NSGA-III.
-        runs: of NSGA-III; their fronts are pooled.
-        measure: points of the front that are evaluated, spread over it, beyond ``evaluations``; 0: none.
-        choice: how a preference picks: Tchebycheff reaches every point of a front, a weighted sum its convex parts only.
-        seed: of everything random.
+        evaluations: Number of coefficient vectors to evaluate; null means the paper's 30, 50, 60, 85, 100, 140 and 250 for
+            2 … 8 tasks.
+        sampling: How these coefficient vectors are drawn: Sobol points, uniformly as in the paper, or on a grid.
+        anchors: Also evaluate the experts and equal coefficients, to see their metrics; this does not improve the front.
+        runs: Number of runs of NSGA-III; their fronts are pooled.
+        measure: Number of points, spread over the front, that are evaluated at the end, beyond evaluations; 0 evaluates none.
+        surrogates: how surrogates are fitted and searched.
+        options: what every search has.
+        say: receives each line for the user.
 
     Needs: evaluations: inputs with labels, or an evaluator.
     Stores: one model, K task vectors and a list of points.
     Paper: Li et al. 2025, arXiv 2406.07529.
     """
-    options: dict[str, Any] = {
-        "evaluations": evaluations, "sampling": sampling, "anchors": anchors, "loss": loss, "population": population,
-        "generations": generations, "runs": runs, "measure": measure, "seed": seed,
+    own: dict[str, Any] = {
+        "evaluations": evaluations, "sampling": sampling, "anchors": anchors, **vars(surrogates), "runs": runs,
+        "measure": measure, "seed": options.seed,
     }  # fmt: skip
 
-    def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return plain(evaluator, within, **options)
+    def search(evaluator: CoefficientsEvaluator, within: boxes.Box) -> Found:
+        return plain(evaluator, within, **own)
 
-    return _searched("map", experts, evaluator_for, search, inside, density, box, choice, options, say)
+    return _searched("map", experts, evaluator_for, search, options, own, say)
 
 
 def map_bayesian(
     experts: Experts,
     evaluator_for: EvaluatorFor,
     *,
-    inside: Inside = "task_arithmetic",
-    density: float | None = None,
     first: int | None = None,
     rounds: int = 2,
     each: int | None = None,
     temperature: float = 0.07,
-    box: BoxOption = None,
-    loss: Loss = "linear",
-    population: int = 128,
-    generations: int = 100,
     runs: int = 1,
     measure: int = 10,
-    choice: Choice = "tchebycheff",
-    seed: int = 0,
+    surrogates: SurrogateOptions = SurrogateOptions(),
+    options: SearchOptions = SearchOptions(),
     say: Say = lambda line: None,
 ) -> Searched:
     """Bayesian MAP (Li et al. 2025): few c at first, then in rounds more where the surrogates were wrong.
@@ -108,33 +129,30 @@ def map_bayesian(
     Args:
         experts: base and experts.
         evaluator_for: makes the evaluator.
-        inside: as in map.
-        density: as in map.
-        first: number of c to begin with; default: one for each parameter of a quadratic, 6 for 2 tasks as in the paper.
-        rounds: of adaptive sampling.
-        each: c in a round; default: half of ``first``.
-        temperature: of the softmax over the bins' scores.
-        box: as in map.
-        loss: as in map.
-        population: as in map.
-        generations: as in map.
-        runs: as in map.
-        measure: as in map.
-        choice: as in map.
-        seed: of everything random.
+        first: Number of coefficient vectors to evaluate before the first round; null means one for each parameter of a
+            quadratic: 6 for 2 tasks, as in the paper.
+        rounds: Number of rounds of adaptive sampling.
+        each: Number of coefficient vectors per round; null means half of first.
+        temperature: Temperature of the softmax over the scores of the bins.
+        runs: Number of runs of NSGA-III; their fronts are pooled.
+        measure: Number of points, spread over the front, that are evaluated at the end; 0 evaluates none.
+        surrogates: how surrogates are fitted and searched.
+        options: what every search has.
+        say: receives each line for the user.
 
     Needs: evaluations: inputs with labels, or an evaluator.
     Stores: one model, K task vectors and a list of points.
     Paper: Li et al. 2025, Bayesian MAP.
     """
-    options: dict[str, Any] = {"first": first, "rounds": rounds, "each": each, "temperature": temperature, "loss": loss,
-               "population": population, "generations": generations, "runs": runs, "measure": measure,
-               "seed": seed}  # fmt: skip
+    own: dict[str, Any] = {
+        "first": first, "rounds": rounds, "each": each, "temperature": temperature, **vars(surrogates), "runs": runs,
+        "measure": measure, "seed": options.seed,
+    }  # fmt: skip
 
-    def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return bayesian(evaluator, within, **options)
+    def search(evaluator: CoefficientsEvaluator, within: boxes.Box) -> Found:
+        return bayesian(evaluator, within, **own)
 
-    return _searched("map-bayesian", experts, evaluator_for, search, inside, density, box, choice, options, say)
+    return _searched("map-bayesian", experts, evaluator_for, search, options, own, say)
 
 
 def map_nested(
@@ -142,17 +160,11 @@ def map_nested(
     evaluator_for: EvaluatorFor,
     *,
     preferences: str | Sequence[str] = "equal",
-    inside: Inside = "task_arithmetic",
-    density: float | None = None,
     evaluations: int = 20,
     sampling: Sampling = "sobol",
-    box: BoxOption = None,
-    loss: Loss = "linear",
-    population: int = 128,
-    generations: int = 100,
     measure: bool = False,
-    choice: Choice = "tchebycheff",
-    seed: int = 0,
+    surrogates: SurrogateOptions = SurrogateOptions(),
+    options: SearchOptions = SearchOptions(),
     say: Say = lambda line: None,
 ) -> Searched:
     """Nested MAP (Li et al. 2025): for given preferences over many tasks, merged two groups at a time.
@@ -160,18 +172,14 @@ def map_nested(
     Args:
         experts: base and experts.
         evaluator_for: makes the evaluator.
-        preferences: one, or a list: equal, priority:math, math=2,code=1. The front has a point for each.
-        inside: as in map.
-        density: as in map.
-        evaluations: number of c for each pair of groups.
-        sampling: as in map.
-        box: as in map.
-        loss: as in map.
-        population: as in map.
-        generations: as in map.
-        measure: evaluate the final models.
-        choice: as in map, within each pair.
-        seed: of everything random.
+        preferences: Preferences to search for, one or a list: equal, priority:math, math=2,code=1. The front has a point for
+            each.
+        evaluations: Number of coefficient vectors to evaluate for each pair of groups.
+        sampling: How these coefficient vectors are drawn: Sobol points, uniformly as in the paper, or on a grid.
+        measure: Whether the final models are evaluated.
+        surrogates: how surrogates are fitted and searched.
+        options: what every search has.
+        say: receives each line for the user.
 
     Needs: evaluations: inputs with labels, or an evaluator.
     Stores: one model, K task vectors and a point per asked preference.
@@ -181,28 +189,24 @@ def map_nested(
     if not wanted:
         raise UserError("preferences: name at least one, equal for instance")
     gammas = np.array([simplex.parse(text, experts.tasks) for text in wanted])
-    options: dict[str, Any] = {"evaluations": evaluations, "sampling": sampling, "loss": loss, "population": population,
-               "generations": generations, "measure": measure, "seed": seed}  # fmt: skip
+    own: dict[str, Any] = {
+        "evaluations": evaluations, "sampling": sampling, **vars(surrogates), "measure": measure, "seed": options.seed,
+    }  # fmt: skip
 
-    def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return nested(evaluator, within, experts.tasks, gammas, choice=choice, **options)
+    def search(evaluator: CoefficientsEvaluator, within: boxes.Box) -> Found:
+        return nested(evaluator, within, experts.tasks, gammas, choice=options.choice, **own)
 
-    recorded = {**options, "preferences": wanted}
-    return _searched("map-nested", experts, evaluator_for, search, inside, density, box, choice, recorded, say)
+    return _searched("map-nested", experts, evaluator_for, search, options, {**own, "preferences": wanted}, say)
 
 
 def direct(
     experts: Experts,
     evaluator_for: EvaluatorFor,
     *,
-    inside: Inside = "task_arithmetic",
-    density: float | None = None,
     evaluations: int | None = None,
     sampling: Sampling = "sobol",
     anchors: bool = False,
-    box: BoxOption = None,
-    choice: Choice = "tchebycheff",
-    seed: int = 0,
+    options: SearchOptions = SearchOptions(),
     say: Say = lambda line: None,
 ) -> Searched:
     """Direct search: evaluate many c and keep the non-dominated ones; the baseline of MAP.
@@ -210,38 +214,32 @@ def direct(
     Args:
         experts: base and experts.
         evaluator_for: makes the evaluator.
-        inside: as in map.
-        density: as in map.
-        evaluations: number of c; default: the paper's, 200 for 2 tasks, 300 for 3 and 4, 500 for 5 and 6, else 1 000.
-        sampling: as in map.
-        anchors: as in map.
-        box: as in map.
-        choice: as in map.
-        seed: of what is random.
+        evaluations: Number of coefficient vectors to evaluate; null means the paper's 200 for 2 tasks, 300 for 3 and 4, 500
+            for 5 and 6, and 1000 for more.
+        sampling: How these coefficient vectors are drawn: Sobol points, uniformly as in the paper, or on a grid.
+        anchors: Also evaluate the experts and equal coefficients.
+        options: what every search has.
+        say: receives each line for the user.
 
     Needs: evaluations: inputs with labels, or an evaluator.
     Stores: one model, K task vectors and a list of points.
     Paper: the baseline of MAP.
     """
-    options: dict[str, Any] = {"evaluations": evaluations, "sampling": sampling, "anchors": anchors, "seed": seed}
+    own: dict[str, Any] = {"evaluations": evaluations, "sampling": sampling, "anchors": anchors, "seed": options.seed}
 
-    def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return direct_search(evaluator, within, **options)
+    def search(evaluator: CoefficientsEvaluator, within: boxes.Box) -> Found:
+        return direct_search(evaluator, within, **own)
 
-    return _searched("direct-search", experts, evaluator_for, search, inside, density, box, choice, options, say)
+    return _searched("direct-search", experts, evaluator_for, search, options, own, say)
 
 
 def evolved(
     experts: Experts,
     evaluator_for: EvaluatorFor,
     *,
-    inside: Inside = "task_arithmetic",
-    density: float | None = None,
     population: int = 50,
     generations: int = 20,
-    box: BoxOption = None,
-    choice: Choice = "tchebycheff",
-    seed: int = 0,
+    options: SearchOptions = SearchOptions(),
     say: Say = lambda line: None,
 ) -> Searched:
     """MOEA/D (Zhang & Li 2007) on true evaluations; a baseline of MAP, about 1 000 evaluations by default.
@@ -249,24 +247,21 @@ def evolved(
     Args:
         experts: base and experts.
         evaluator_for: makes the evaluator.
-        inside: as in map.
-        density: as in map.
-        population: at the most.
-        generations: number of them.
-        box: as in map.
-        choice: as in map.
-        seed: of what is random.
+        population: Largest size of the population.
+        generations: Number of generations.
+        options: what every search has.
+        say: receives each line for the user.
 
     Needs: evaluations: inputs with labels, or an evaluator.
     Stores: one model, K task vectors and a list of points.
     Paper: Zhang & Li 2007 (MOEA/D), a baseline of MAP.
     """
-    options: dict[str, Any] = {"population": population, "generations": generations, "seed": seed}
+    own: dict[str, Any] = {"population": population, "generations": generations, "seed": options.seed}
 
-    def search(evaluator: Evaluator, within: boxes.Box) -> Found:
-        return moead(evaluator, within, **options)
+    def search(evaluator: CoefficientsEvaluator, within: boxes.Box) -> Found:
+        return moead(evaluator, within, **own)
 
-    return _searched("moead", experts, evaluator_for, search, inside, density, box, choice, options, say)
+    return _searched("moead", experts, evaluator_for, search, options, own, say)
 
 
 SEARCHES: dict[str, Callable[..., Searched]] = {
@@ -287,23 +282,20 @@ def _searched(
     name: str,
     experts: Experts,
     evaluator_for: EvaluatorFor,
-    search: Callable[[Evaluator, boxes.Box], Found],
-    inside: Inside,
-    density: float | None,
-    box: BoxOption,
-    choice: Choice,
-    options: Mapping[str, Any],
+    search: Callable[[CoefficientsEvaluator, boxes.Box], Found],
+    options: SearchOptions,
+    own: Mapping[str, Any],
     say: Say,
 ) -> Searched:
     if len(experts) < 2:
         raise UserError("a front is between tasks: name at least two experts")
     for option, least in _LEAST.items():
-        if (value := options.get(option)) is not None and value < least:
+        if (value := own.get(option)) is not None and value < least:
             raise UserError(f"{option} must be at least {least}")
-    if options.get("temperature", 1.0) <= 0:
+    if own.get("temperature", 1.0) <= 0:
         raise UserError("temperature must be positive")
-    within = boxes.box(len(experts), box)
-    vectors = processed(experts, inside, density=density, seed=options["seed"])
+    within = boxes.box(len(experts), options.box)
+    vectors = processed(experts, options.inside, density=options.density, seed=options.seed)
     evaluator = evaluator_for(vectors)
     metrics = tuple(Metric(o.task, o.metric, o.larger_is_better) for o in evaluator.objectives)
     measured = {metric.task for metric in metrics}
@@ -316,7 +308,7 @@ def _searched(
         say(line)
     front = SearchedFront(found.points, metrics, found.predicted, found.measured, found.preferences)
     settings = {
-        "search": name, **options, "inside": inside, "density": density, "box": np.stack(within, 1).tolist(), "choice": choice,
+        "search": name, **own, **vars(options), "box": np.stack(within, 1).tolist(),
         "models_evaluated": found.models, "task_evaluations": found.task_evaluations, "points": len(found.points),
         "measured_points": int(np.isfinite(found.measured).all(1).sum()),
         "surrogates": {
@@ -329,9 +321,9 @@ def _searched(
     }  # fmt: skip
     every = for_every_name(experts, vectors)
     equal = np.array(simplex.equal(len(experts)))
-    row = pick(front, experts.tasks, equal, choice)
+    row = pick(front, experts.tasks, equal, options.choice)
     base = with_coefficients(experts, vectors, found.points[row].tolist())
-    return Searched(experts.tasks, base, every, front, choice, settings)
+    return Searched(experts.tasks, base, every, front, options.choice, settings)
 
 
 def _number(value: float) -> float | None:

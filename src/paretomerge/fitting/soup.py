@@ -24,7 +24,8 @@ def soup(experts: Experts, *, on: Weights | None = None, scale: float | None = N
     Args:
         experts: base and experts.
         on: the merge at equal preference; None: Task Arithmetic with λ, which makes it θ₀ + Kλ Σ_k γ_k v_k.
-        scale: λ; None: 1/K, Rewarded Soups (Rame et al. 2023), whose one-hot preferences are the experts.
+        scale: Coefficient λ of the task vectors at the equal preference; null means 1/K for K experts (Rewarded Soups), where
+            each one-hot preference gives that expert.
 
     Needs: no data.
     Stores: one model; K task vectors, each as large as a model.

@@ -40,15 +40,15 @@ class Kept(NamedTuple):
 
 
 def ask(
-    n: int, predict: Callable[[Tensor], Tensor], *, batch: int, shape: tuple[int, ...], top: int | None, dtype: torch.dtype,
-    file: Path | None, key: Callable[[], str], say: Callable[[str], None],
+    n: int, predict: Callable[[Tensor], Tensor], *, batch_size: int, shape: tuple[int, ...], top: int | None,
+    dtype: torch.dtype, file: Path | None, key: Callable[[], str], say: Callable[[str], None],
 ) -> Kept:  # fmt: skip
     """The predictions on n inputs, from the file if they are there.
 
     Args:
         n: how many inputs.
         predict: (indices) -> (len(indices), …, classes).
-        batch: inputs at a time.
+        batch_size: inputs at a time.
         shape: between n and the classes: () or (longest text,); shorter predictions are filled with 0.
         top: keep so many classes; None: all.
         dtype: of what is kept where all classes are.
@@ -61,7 +61,7 @@ def ask(
         say(f"the expert's predictions on {n} inputs are those in {file.parent}")
         return found
     rooms: list[Tensor] = []
-    for indices in torch.arange(n).split(batch):
+    for indices in torch.arange(n).split(batch_size):
         out = predict(indices)
         parts = (out.to(dtype),) if top is None or top >= out.shape[-1] else largest(out, top)
         rooms = rooms or [_room((n, *shape, p.shape[-1]), p.dtype, file, i) for i, p in enumerate(parts)]
@@ -72,23 +72,23 @@ def ask(
     return Kept(rooms[0], rooms[1] if len(rooms) > 1 else None)
 
 
-def key_of(model: nn.Module, inputs: Inputs, batch: int, facts: Iterable[object], tensors: Iterable[Tensor] = ()) -> str:
+def key_of(model: nn.Module, inputs: Inputs, batch_size: int, facts: Iterable[object], tensors: Iterable[Tensor] = ()) -> str:
     """SHA-256 of all that decides what a model says of inputs.
 
     Args:
         model: as it is asked.
         inputs: all of them are read.
-        batch: inputs at a time.
+        batch_size: inputs at a time.
         facts: whatever else matters ...
         tensors: ... and these.
     """
-    digest = hashlib.sha256(repr((_FORMAT, torch.__version__, type(model).__name__, batch, *facts)).encode())
+    digest = hashlib.sha256(repr((_FORMAT, torch.__version__, type(model).__name__, batch_size, *facts)).encode())
     digest.update(str(getattr(model, "config", "")).encode())
     for name, tensor in model.state_dict().items():
         _add(digest, name, tensor)
     for tensor in tensors:
         _add(digest, "", tensor)
-    for indices in torch.arange(len(inputs)).split(batch):
+    for indices in torch.arange(len(inputs)).split(batch_size):
         for name, tensor in inputs.batch(indices.tolist()).items():
             _add(digest, name, tensor)
     return digest.hexdigest()

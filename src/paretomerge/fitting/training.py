@@ -12,10 +12,8 @@ up; the other scalarisations need the K dense gradients side by side, K models m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +21,12 @@ from torch import Tensor, nn
 from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
-from paretomerge.fitting.loop import Report, Settings, check_run, fit_
-from paretomerge.fitting.problem import Problem, sources_of
-from paretomerge.fitting.scalarization import Name as Scalarization
+from paretomerge.fitting.driver import Fit
+from paretomerge.fitting.options import FitRun, TrainingOptions
 from paretomerge.merges.streaming import completed
+from paretomerge.options import Without
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.weights.experts import Experts
-from paretomerge.weights.live import device_of
 
 
 class Dense:
@@ -78,52 +75,20 @@ def training(
     tasks: Mapping[str, Task],
     *,
     preference: str = "equal",
-    objective: Literal["cross-entropy", "distill", "infomax", "entropy", "features"] = "cross-entropy",
-    scalarization: Scalarization = "linear",
-    steps: int = 600,
-    batch: int = 32,
-    micro_batch: int | None = None,
-    lr: float = 1e-4,
-    schedule: Literal["cosine", "constant"] = "cosine",
-    mu: float = 0.1,
-    clip: float = 0.0,
-    seed: int = 0,
-    checkpoint_every: int = 100,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    checkpointing: bool = False,
-    teacher_top: int | None = 64,
-    device: str = "auto",
-    folder: Path | None = None,
-    resume: bool = False,
-    report: Report | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    options: Annotated[
+        TrainingOptions, Without("alpha", "sampling", "equal_every", "beta", "skip_below", "patience")
+    ] = TrainingOptions(objective="cross-entropy", lr=1e-4),
+    run: FitRun = FitRun(),
 ) -> LowRank:
     """All parameters trained from the pretrained model at one preference (STL, LS, EPO, MGDA): one model, for comparison.
 
     Args:
         experts: the base to start from; the experts give the names of the tensors that are trained, and the heads.
         tasks: task -> its inputs, with labels for cross-entropy.
-        preference: γ of every step: ``"equal"``, ``"only:a"`` for a single task, ``"a=0.7,b=0.3"``.
-        objective: ``"cross-entropy"`` with the labels, or one without, as in ``pareto_merging_on_data``.
-        scalarization: ``"linear"`` (LS; at equal preference multi-task learning), ``"epo"``, ``"mgda"``, which takes no
-            preference, or as in ``pareto_merging_on_data``.
-        steps: number of steps.
-        batch: inputs per task and step.
-        micro_batch: inputs at a time; None: all of a batch.
-        lr: Adam's learning rate.
-        schedule: ``"cosine"`` to a tenth, or ``"constant"``.
-        mu: μ of smooth Tchebycheff.
-        clip: largest norm of a step's gradient; 0: not clipped.
-        seed: of everything random.
-        checkpoint_every: steps between saved states.
-        precision: of the forward and backward passes.
-        checkpointing: keep the activations of no layer, and compute them again in the backward pass: less memory, more time.
-        teacher_top: as in ``pareto_merging_on_data``.
-        device: where to train.
-        folder: of the run.
-        resume: go on where the run in ``folder`` stopped.
-        report: called after each step.
-        say: is told what the user should know.
+        preference: Preference of every step: equal, only:a for a single task, or a=0.7,b=0.3. With scalarization linear,
+            equal is plain multi-task learning; mgda takes no other.
+        options: how it trains.
+        run: where its states go, and who hears of its progress.
 
     Raises:
         UserError: a preference for mgda; a task without inputs or labels.
@@ -133,36 +98,16 @@ def training(
     Stores: one model.
     Paper: multi-task training, Mahapatra & Rajan 2020 (EPO), Désidéri 2012 (MGDA).
     """
-    options = {
-        k: v for k, v in locals().items() if k not in ("experts", "tasks", "folder", "resume", "report", "say", "device")
-    }
+    arguments = dict(locals())
     gamma = preferences.parse(preference, experts.tasks)
-    if scalarization == "mgda" and len(set(gamma)) > 1:
+    if options.scalarization == "mgda" and len(set(gamma)) > 1:
         raise UserError("scalarization mgda takes no preference: leave preference out")
-    names = {field.name for field in fields(Settings)} - {"preference"}
-    settings = Settings(**{k: v for k, v in options.items() if k in names}, preference=tuple(gamma), equal_every=0)
-    sources = sources_of(experts.tasks, tasks, objective, held_out=False)
-    facts: dict[str, Any] = {"tasks": list(experts.tasks), "inputs": [len(fit.inputs) for fit, _ in sources.values()]}
-    facts |= {k: v for k, v in options.items() if k != "preference"}
-    check_run(folder, settings, facts, resume=resume)
-    problem = Problem(
-        experts, tasks, objective, batch=batch, micro_batch=micro_batch, precision=precision, device=device_of(device),
-        folder=folder, say=say, held_out=False, checkpointing=checkpointing, teacher_top=teacher_top,
-    )  # fmt: skip
+    fit = Fit(training, arguments, preference=gamma)
+    problem = fit.problem
     problem.task_vectors = {}
     dense = Dense(problem.base, len(experts))
     problem.base = {}
     dense.attach_(problem.models.weights)
-    fit_(
-        dense,
-        problem.models.weights,
-        problem.losses,
-        settings,
-        folder=folder,
-        resume=resume,
-        facts=facts,
-        whole=micro_batch is None or micro_batch >= batch,
-        report=problem.watching(report),
-    )
+    fit.learn_(dense)
     trained = {name: dense.view(name).cpu() for name in problem.models.weights}
-    return LowRank(experts.tasks, completed(experts, trained), {}, options)
+    return LowRank(experts.tasks, completed(experts, trained), {}, fit.settings)

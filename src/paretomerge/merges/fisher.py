@@ -55,15 +55,17 @@ def fisher(
     Args:
         experts: base and experts.
         tasks: task -> its inputs.
-        predictions: where y comes from: ``"exact"``: expectation over all classes; ``"sampled"``: one draw an input;
-            ``"labels"``: the data's ("empirical Fisher"); auto: exact up to 32 classes, otherwise sampled.
-        inputs: of each task, at most (Matena & Raffel: a few hundred suffice).
-        floor: smallest F of an entry; where all experts are below, the entry is the plain average.
-        normalize: divide each F_k by its mean first, so that an unsure expert does not count more than the others.
-        weights: w_k on F_k, one number or one per task.
-        seed: of the choice of inputs and of the draws.
-        memory: GiB of sums that are kept in memory; the rest is in temporary files.
-        device: where the experts run: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
+        predictions: Labels for which gradients are taken. exact: the expectation over all classes. sampled: one draw from the
+            expert's prediction per input. labels: the data's own (empirical Fisher). auto: exact for up to 32 classes,
+            otherwise sampled.
+        inputs: Largest number of inputs per task; the paper finds a few hundred sufficient.
+        floor: Smallest Fisher information of an entry; where all experts are below it, the merge is the plain average.
+        normalize: Divide each expert's Fisher information by its mean first, so that an uncertain expert does not count more
+            than the others.
+        weights: Weight of each expert's Fisher information. One number for all tasks, or one per task.
+        seed: Random seed of the choice of inputs and of the draws.
+        memory: Memory in GiB for the sums; the rest goes to temporary files.
+        device: Device of the models: cpu, cuda or mps; auto uses the best one available.
         say: is told what the user should know, a line at a time.
 
     Raises:

@@ -21,8 +21,8 @@ def average(experts: Experts, *, weights: PerTask = 1.0, normalize: bool = True)
 
     Args:
         experts: base and experts.
-        weights: w, one number or one per task.
-        normalize: divide by Σ_k w_k.
+        weights: Weight of each expert. One number for all tasks, or one per task.
+        normalize: Whether the weights are divided by their sum.
 
     Needs: no data.
     Stores: one model.
@@ -43,7 +43,8 @@ def task_arithmetic(experts: Experts, *, scale: PerTask = 0.3) -> Weights:
 
     Args:
         experts: base and experts.
-        scale: λ, one number (0.3 is the paper's choice for eight tasks) or one per task.
+        scale: Coefficient λ of each task vector; the paper chooses 0.3 for eight tasks. One number for all tasks, or one per
+            task.
 
     Needs: no data.
     Stores: one model.

@@ -34,10 +34,11 @@ def dare_linear(
 
     Args:
         experts: base and experts.
-        density: 1 − p, the share that is kept (the paper drops p = 0.9), one number or one per task.
-        scale: λ.
-        rescale: divide by 1 − p, which keeps the expectation of v_k; False: only drop.
-        seed: of the random masks; the same seed gives the same bytes.
+        density: Probability that an entry of a task vector is kept; the paper drops 0.9 of them. One number for all tasks, or
+            one per task.
+        scale: Coefficient λ of each task vector. One number for all tasks, or one per task.
+        rescale: Divide the kept entries by density, so that the expectation of each task vector stays the same.
+        seed: Random seed of the masks; the same seed gives the same bytes.
 
     Needs: no data.
     Stores: one model.
@@ -68,12 +69,13 @@ def dare_ties(
 
     Args:
         experts: base and experts.
-        density: 1 − p, the share that is kept, one number or one per task.
-        scale: λ.
-        weights: w_k, in election and mean.
-        normalize: disjoint mean; False: disjoint sum (mergekit's default for this merge).
-        rescale: divide the kept entries by 1 − p.
-        seed: of the random masks.
+        density: Probability that an entry of a task vector is kept. One number for all tasks, or one per task.
+        scale: Coefficient λ of the merged task vector.
+        weights: Weight of each expert in the sign election and in the mean. One number for all tasks, or one per task.
+        normalize: Divide each entry by the summed weights of the experts that agree in sign (disjoint mean); false takes
+            their sum, which is mergekit's default for this merge.
+        rescale: Divide the kept entries by density, so that the expectation of each task vector stays the same.
+        seed: Random seed of the masks; the same seed gives the same bytes.
 
     Needs: no data.
     Stores: one model.
@@ -115,14 +117,15 @@ def della(
 
     Args:
         experts: base and experts.
-        density: mean share that is kept, one number or one per task.
-        epsilon: ε, the width of the window of probabilities (the paper's; mergekit's epsilon is half of it).
-        scale: λ.
-        weights: w_k, in election and mean.
-        normalize: disjoint mean; False: disjoint sum.
-        rescale: divide each kept entry by its probability.
-        elect: elect signs; False: plain weighted mean (or sum) of the dropped task vectors.
-        seed: of the random masks.
+        density: Mean probability that an entry of a task vector is kept. One number for all tasks, or one per task.
+        epsilon: Width of the window of these probabilities, as in the paper; mergekit's epsilon is half of it.
+        scale: Coefficient λ of the merged task vector.
+        weights: Weight of each expert in the sign election and in the mean. One number for all tasks, or one per task.
+        normalize: Divide each entry by the summed weights of the experts that agree in sign (disjoint mean); false takes
+            their sum.
+        rescale: Divide each kept entry by its probability.
+        elect: Whether signs are elected; false takes the weighted mean (or sum) of all kept entries.
+        seed: Random seed of the masks; the same seed gives the same bytes.
 
     Raises:
         UserError: density ± ε/2 leaves [0, 1].

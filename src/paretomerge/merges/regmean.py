@@ -44,7 +44,7 @@ def regmean(
     *,
     off_diagonal: float = 0.9,
     inputs: int = 256,
-    batch: int = 32,
+    batch_size: int = 32,
     weights: PerTask = 1.0,
     seed: int = 0,
     memory: float = 8.0,
@@ -65,13 +65,14 @@ def regmean(
     Args:
         experts: base and experts.
         tasks: task -> its inputs.
-        off_diagonal: factor of the off-diagonal entries (the paper: 0.9; 0.1 for some encoder-decoders).
-        inputs: of each task, at most.
-        batch: inputs at a time.
-        weights: w_k on G_k, one number or one per task.
-        seed: of the choice of inputs.
-        memory: GiB of sums that are kept in memory; the rest is in temporary files.
-        device: where the experts run: ``"cpu"``, ``"cuda"``, ``"mps"``; auto: the best there is.
+        off_diagonal: Factor on the off-diagonal entries of the Gram matrices; the paper uses 0.9, and 0.1 for some
+            encoder-decoders.
+        inputs: Largest number of inputs per task.
+        batch_size: Number of inputs per forward pass.
+        weights: Weight of each expert's Gram matrices. One number for all tasks, or one per task.
+        seed: Random seed of the choice of inputs.
+        memory: Memory in GiB for the sums; the rest goes to temporary files.
+        device: Device of the models: cpu, cuda or mps; auto uses the best one available.
         say: is told what the user should know, a line at a time.
 
     Raises:
@@ -86,8 +87,8 @@ def regmean(
         raise UserError("weights must not be negative, and not all zero")
     if not 0 <= off_diagonal <= 1:
         raise UserError("off_diagonal must be in [0, 1]: 1 leaves the Gram matrices as they are, 0 keeps their diagonals")
-    if batch < 1:
-        raise UserError("batch must be at least 1")
+    if batch_size < 1:
+        raise UserError("batch_size must be at least 1")
     room, layers = Room(memory), _Layers()
     own: dict[str, Tensor] = {}  # G_k of the expert at hand, by leader
     gram: dict[str, Tensor] = {}  # Σ G'_k, by leader
@@ -102,7 +103,7 @@ def regmean(
         for name in layers.leader:
             if name not in right:
                 right[name] = room.zeros(experts.infos[name].shape)
-        rows = _add_grams(turn, linear, layers, own, batch)
+        rows = _add_grams(turn, linear, layers, own, batch_size)
         for name, g in own.items():
             if not torch.isfinite(g).all():
                 raise not_finite(turn)

@@ -22,7 +22,7 @@ def slerp(experts: Experts, *, t: float = 0.5) -> Weights:
 
     Args:
         experts: exactly two.
-        t: 0 gives the first expert, 1 the second.
+        t: Place between the two experts: 0 is the first, 1 the second.
 
     Raises:
         UserError: not two experts.

@@ -20,7 +20,7 @@ def tsv(experts: Experts, *, scale: float = 1.0) -> Weights:
 
     Args:
         experts: base and experts.
-        scale: λ.
+        scale: Coefficient λ of the merged task vector.
 
     Needs: no data.
     Stores: one model.
@@ -49,7 +49,7 @@ def iso_c(experts: Experts, *, scale: float = 1.0) -> Weights:
 
     Args:
         experts: base and experts.
-        scale: λ (the paper tunes it on validation data).
+        scale: Coefficient λ of the merged task vector. The paper tunes it on validation data.
 
     Needs: no data.
     Stores: one model.

@@ -31,12 +31,13 @@ def ties(
 
     Args:
         experts: base and experts.
-        density: share of entries of each v_k that are kept, the largest in magnitude (the paper: 0.2). Exactly so many:
-            of entries that are equally large the first are kept, by position.
-        scale: λ (the paper tunes it on validation data and suggests 1).
-        trim: where the share is taken: over the whole ``model``, as in the paper, or per ``tensor``, as mergekit does.
-        weights: w_k, in election and mean; one number or one per task.
-        normalize: disjoint mean, as in the paper; False: disjoint sum.
+        density: Fraction of entries to keep of each task vector, those largest in magnitude; the paper keeps 0.2.
+        scale: Coefficient λ of the merged task vector. The paper tunes it on validation data and suggests 1.
+        trim: Whether the fraction is taken over the whole model, as in the paper, or over each tensor, as in mergekit.
+            Of entries that are equally large, the first by position are kept.
+        weights: Weight of each expert in the sign election and in the mean. One number for all tasks, or one per task.
+        normalize: Divide each entry by the summed weights of the experts that agree in sign (disjoint mean), as in the paper;
+            false takes their sum.
 
     Needs: no data.
     Stores: one model.

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from paretomerge.search.counted import Counted, whole
 from paretomerge.search.found import Found
-from paretomerge.search.objective import Evaluator, Matrix
+from paretomerge.search.objective import CoefficientsEvaluator, Matrix
 from paretomerge.search.plain import amortised
 from paretomerge.search.sampling import Box
 from paretomerge.search.surrogate import Loss, fit_surrogates
@@ -17,7 +17,7 @@ _CANDIDATES = 4096
 
 
 def bayesian(
-    evaluator: Evaluator,
+    evaluator: CoefficientsEvaluator,
     within: Box,
     *,
     first: int | None = None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paretomerge.errors import UserError
-from paretomerge.search.objective import Evaluator, Matrix, Objective
+from paretomerge.search.objective import CoefficientsEvaluator, Matrix, Objective
 
 
 class Counted:
@@ -18,7 +18,7 @@ class Counted:
         task_evaluations: (model, task) pairs that were evaluated: what the paper counts.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: CoefficientsEvaluator) -> None:
         self._evaluator = evaluator
         self.objectives: Sequence[Objective] = tuple(evaluator.objectives)
         self.models = 0
@@ -26,7 +26,7 @@ class Counted:
         self._known: dict[bytes, tuple[Matrix, Matrix, set[int]]] = {}
 
     def __call__(self, coefficients: Matrix, tasks: Sequence[int] | None = None) -> Matrix:
-        """As ``Evaluator``; columns that are known from earlier are given, too."""
+        """As ``CoefficientsEvaluator``; columns that are known from earlier are given, too."""
         wanted = frozenset(range(len(self.objectives)) if tasks is None else tasks)
         rows = [self._row(c) for c in np.asarray(coefficients, dtype=np.float64)]
         missing: dict[frozenset[int], list[int]] = {}

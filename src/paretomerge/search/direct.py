@@ -8,7 +8,7 @@ import numpy as np
 
 from paretomerge.search.counted import Counted, whole
 from paretomerge.search.found import Found, degenerate, non_dominated
-from paretomerge.search.objective import Evaluator, losses
+from paretomerge.search.objective import CoefficientsEvaluator, losses
 from paretomerge.search.plain import partitions, problem_of
 from paretomerge.search.sampling import Box, Sampling, sample
 
@@ -17,7 +17,7 @@ _DIRECT = {1: 50, 2: 200, 3: 300, 4: 300, 5: 500, 6: 500}
 
 
 def direct_search(
-    evaluator: Evaluator,
+    evaluator: CoefficientsEvaluator,
     within: Box,
     *,
     evaluations: int | None = None,
@@ -41,7 +41,9 @@ def direct_search(
     return _front(counted)
 
 
-def moead(evaluator: Evaluator, within: Box, *, population: int = 50, generations: int = 20, seed: int = 0) -> Found:
+def moead(
+    evaluator: CoefficientsEvaluator, within: Box, *, population: int = 50, generations: int = 20, seed: int = 0
+) -> Found:
     """MOEA/D (Zhang & Li 2007) on true evaluations, a generation at a time; the front of all that it evaluated.
 
     Args:

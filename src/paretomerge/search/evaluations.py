@@ -27,7 +27,7 @@ _HOPELESS = 3
 
 
 class Evaluations:
-    """``Evaluator`` over a pool and a store."""
+    """``CoefficientsEvaluator`` over a pool and a store."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Evaluations:
             self._check(metrics)
 
     def __call__(self, coefficients: Matrix, tasks: Sequence[int] | None = None) -> Matrix:
-        """See ``Evaluator``.
+        """See ``CoefficientsEvaluator``.
 
         Raises:
             UserError: a metric outside its declared range; nothing but failures from the start.

@@ -1,4 +1,4 @@
-"""Which judge a user's words mean, and which of the options are its own."""
+"""Which evaluator a user's words mean, and which of the options are its own."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from paretomerge.evaluation.directions import objectives_of
 from paretomerge.evaluation.evaluators import ByCommand, ByFunction, OnTasks
 from paretomerge.evaluation.harness import NAME, ByHarness
 from paretomerge.evaluation.tasks import Task
-from paretomerge.evaluation.work import Judge
+from paretomerge.evaluation.work import Evaluator
 from paretomerge.options import check_options, option_names, unknown
 from paretomerge.search.objective import Objective
 
 Given = Callable[..., Mapping[str, Any]] | str | None
 """What a user gives as evaluator; None: tasks with data."""
 
-JUDGES: dict[str, Callable[..., Judge]] = {
+EVALUATORS: dict[str, Callable[..., Evaluator]] = {
     "data": OnTasks, "function": ByFunction, "command": ByCommand, "lm-eval": ByHarness,
 }  # fmt: skip
 
 
 def kind_of(evaluator: Given) -> str:
-    """The key in ``JUDGES``."""
+    """The key in ``EVALUATORS``."""
     if evaluator is None:
         return "data"
     if callable(evaluator):
@@ -35,22 +35,22 @@ def kind_of(evaluator: Given) -> str:
 def divided(
     method: str, function: Callable[..., Any], evaluator: Given, options: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options of the search, and those of its judge, both checked.
+    """The options of the search, and those of its evaluator, both checked.
 
     Raises:
         UserError: an option that neither has, or a value of the wrong kind.
     """
     kind = kind_of(evaluator)
-    judge = JUDGES[kind]
-    own, others = option_names(function), option_names(judge)
+    evaluator_class = EVALUATORS[kind]
+    own, others = option_names(function), option_names(evaluator_class)
     if strangers := [name for name in options if name not in (*own, *others)]:
         raise UserError(f"{method}: {unknown('option', strangers[0], [*own, *others])}")
     mine = {name: value for name, value in options.items() if name in own}
     theirs = {name: value for name, value in options.items() if name not in own}
-    return check_options(function, mine, method), check_options(judge, theirs, f"evaluator ({kind})")
+    return check_options(function, mine, method), check_options(evaluator_class, theirs, f"evaluator ({kind})")
 
 
-def judge_of(
+def evaluator_of(
     evaluator: Given,
     *,
     tasks: Mapping[str, Task],
@@ -58,8 +58,8 @@ def judge_of(
     names: Sequence[str],
     scratch: Path | None,
     options: Mapping[str, Any],
-) -> Judge:
-    """The judge.
+) -> Evaluator:
+    """The evaluator that a user means.
 
     Args:
         evaluator: what the user gave.
@@ -67,10 +67,10 @@ def judge_of(
         metrics: without data, a metric for every task.
         names: of the tasks, in order.
         scratch: where a command's checkpoints are for the while.
-        options: of the judge.
+        options: of the evaluator.
 
     Raises:
-        UserError: metrics that are missing or wrong, and what a judge itself refuses.
+        UserError: metrics that are missing or wrong, and what an evaluator itself refuses.
     """
     kind = kind_of(evaluator)
     if kind == "data":
@@ -80,4 +80,4 @@ def judge_of(
     objectives = objectives_of(metrics, names)
     if kind == "command":
         return ByCommand(str(evaluator), objectives, scratch, **options)
-    return JUDGES[kind](objectives, **options) if kind == NAME else ByFunction(evaluator, objectives, **options)  # type: ignore[arg-type]
+    return EVALUATORS[kind](objectives, **options) if kind == NAME else ByFunction(evaluator, objectives, **options)  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import numpy as np
 
 from paretomerge.search.counted import Counted
 from paretomerge.search.found import Found
-from paretomerge.search.objective import Evaluator, Matrix, Objective
+from paretomerge.search.objective import CoefficientsEvaluator, Matrix, Objective
 from paretomerge.search.plain import bounded, predicted_front
 from paretomerge.search.sampling import Box, Sampling, box, sample
 from paretomerge.search.surrogate import Fit, Loss, fit_surrogates
@@ -29,7 +29,7 @@ class _Group:
 
 
 def nested(
-    evaluator: Evaluator,
+    evaluator: CoefficientsEvaluator,
     within: Box,
     tasks: Sequence[str],
     preferences: Matrix,

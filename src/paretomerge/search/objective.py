@@ -22,7 +22,7 @@ class Objective(NamedTuple):
     high: float | None = None
 
 
-class Evaluator(Protocol):
+class CoefficientsEvaluator(Protocol):
     """Measures merged models θ(c) = θ₀ + Σ_n c_n v_n (or another merge with a coefficient per task)."""
 
     @property

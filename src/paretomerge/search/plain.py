@@ -11,7 +11,7 @@ import numpy as np
 
 from paretomerge.search.counted import Counted
 from paretomerge.search.found import Found, degenerate, non_dominated, spread
-from paretomerge.search.objective import Evaluator, Matrix, Objective, losses
+from paretomerge.search.objective import CoefficientsEvaluator, Matrix, Objective, losses
 from paretomerge.search.sampling import Box, Sampling, budget, sample
 from paretomerge.search.surrogate import Loss, fit_surrogates
 
@@ -20,7 +20,7 @@ POOR = 0.5
 
 
 def plain(
-    evaluator: Evaluator,
+    evaluator: CoefficientsEvaluator,
     within: Box,
     *,
     evaluations: int | None = None,

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from paretomerge.evaluation.directions import row_of
 from paretomerge.evaluation.evaluate import sampled, standard_preferences
 from paretomerge.evaluation.parallel import pool_of
 from paretomerge.evaluation.results import Row
-from paretomerge.evaluation.work import Judge, Work
+from paretomerge.evaluation.work import Evaluator, Work
+from paretomerge.fitting.options import FitRun
 from paretomerge.leftovers import left_behind
 from paretomerge.provenance import sources_of
-from paretomerge.search.evaluations import Evaluations, Report
+from paretomerge.search.evaluations import Evaluations
 from paretomerge.search.merged import ingredients_of
 from paretomerge.search.objective import Objective
 from paretomerge.search.store import FILE, Store
@@ -32,35 +33,16 @@ _TRIED = 200
 """Preferences that are tried beside the usual ones to find one for each point of a front."""
 
 
-class Settings(Protocol):
-    """How a search is run: ``api.FitRun``."""
-
-    @property
-    def folder(self) -> Path | None: ...
-    @property
-    def resume(self) -> bool: ...
-    @property
-    def report(self) -> Report | None: ...
-    @property
-    def say(self) -> Callable[[str], None]: ...
-    @property
-    def workers(self) -> int: ...
-    @property
-    def ray(self) -> str | None: ...
-    @property
-    def gpus(self) -> float: ...
-
-
 @contextmanager
 def evaluator_for(
-    experts: Experts, judge: Judge, facts: Mapping[str, Any], run: Settings
+    experts: Experts, evaluator: Evaluator, facts: Mapping[str, Any], run: FitRun
 ) -> Iterator[Callable[[Weights], Evaluations]]:
     """What makes a search's evaluator from the task vectors that it merges, for the length of a block.
 
     Args:
         experts: base and experts.
-        judge: who measures.
-        facts: what a stored evaluation is known by, as JSON: the judge's identity, and what the task vectors depend on
+        evaluator: what measures the merged models.
+        facts: what a stored evaluation is known by, as JSON: the evaluator's identity, and what the task vectors depend on
             (sources, how they were processed).
         run: its folder (evaluations that it holds are not done again; None: they are kept in memory only), whether there
             must be some (resume), who hears of it, and where evaluations run (see ``pool_of``).
@@ -84,9 +66,9 @@ def evaluator_for(
             run.say(f"{store.found} evaluations of earlier runs are in {folder}, and are used again")
 
         def made_for(vectors: Weights) -> Evaluations:
-            work = Work(judge, ingredients_of(experts, vectors))
+            work = Work(evaluator, ingredients_of(experts, vectors))
             pool = stack.enter_context(pool_of(work, workers=run.workers, ray=run.ray, gpus=run.gpus))
-            made.append(Evaluations(judge.objectives, store, pool, report=run.report, say=run.say))
+            made.append(Evaluations(evaluator.objectives, store, pool, report=run.report, say=run.say))
             return made[-1]
 
         yield made_for

@@ -38,7 +38,7 @@ class Options:
     """How differences between base and experts are met (see ``load_experts``)."""
 
     exclude: tuple[str, ...] = ()
-    heads: tuple[str, ...] = ()
+    task_tensors: tuple[str, ...] = ()
     vocab: str = "error"
     missing: str = "error"
 
@@ -105,7 +105,7 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
 
     for module, why in _task_heads(base, sources, matchings).items():
         if not matches(f"{module}.", options.exclude):
-            options = replace(options, heads=(*options.heads, f"{module}.*"))
+            options = replace(options, task_tensors=(*options.task_tensors, f"{module}.*"))
             findings.append(Finding("note", _label("base", base), f"{module}.*", f"{why}: kept per task, not merged"))
     experts: dict[str, ExpertNames] = {}
     for task, source in sources.items():
@@ -123,7 +123,7 @@ def align(base: Weights, sources: Mapping[str, Weights | Adapter], options: Opti
                 findings.append(Finding(level, _label(task, source), name, f"not in this expert: {cure}"))
     merged = tuple(name for name in infos if name in changed)
     known = changed | fixed | set(duplicates)
-    alone = [name for name in infos if name not in known and not matches(name, options.heads)]
+    alone = [name for name in infos if name not in known and not matches(name, options.task_tensors)]
     if alone and merged and any(not isinstance(source, Adapter) for source in sources.values()):
         findings.append(Finding("note", _file(base, alone[0]), some(alone), "in no expert: copied from the base"))
     if not merged and not any(finding.level == "error" for finding in findings):
@@ -174,7 +174,7 @@ def _align_one(
         file = _file(source, own)
         if name in fixed or name in duplicates or own in matching.fused or matches(name, options.exclude):
             continue
-        if matches(name, options.heads) or matches(own, options.heads):
+        if matches(name, options.task_tensors) or matches(own, options.task_tensors):
             heads.append(own)
         elif name not in infos:
             twin = own in own_twins and not (isinstance(source, Adapter) and own in source.factors)
@@ -212,7 +212,7 @@ def _align_one(
                     file,
                     name,
                     f"shape {list(shape)}, the base has {list(infos[name].shape)}: "
-                    f"if it is the task's head, add --heads '{name}'",
+                    f"if it is the task's head, add --task-tensors '{name}'",
                 )
             )
     names |= _tied_in_the_expert(source, base, matching, infos, names, fixed | duplicates, options, findings)
@@ -228,7 +228,7 @@ def _align_one(
         findings.append(Finding("error", label, "", message))
     elif wrong := more_than_a_head(source, base, matching, left):
         message = "not in the base under any name, and no head: save both models with one version of transformers, or"
-        cure = f"{message} add --heads '{wrong[0]}' to keep it with its task"
+        cure = f"{message} add --task-tensors '{wrong[0]}' to keep it with its task"
         findings.append(Finding("error", _file(source, wrong[0]), some(wrong), cure))
     return ExpertNames(names, tuple(heads), matching.prefix, {name: own for name, own in matching.own.items() if name in base})
 
@@ -262,7 +262,7 @@ def _tied_in_the_expert(
     own = matching.own
     for name in [name for name in infos if is_output(name) and name not in own and name not in fixed]:
         embedding = tied_embedding(name, infos, infos[name].shape)
-        if embedding in names and not matches(name, options.heads) and ties(config_of(source)):
+        if embedding in names and not matches(name, options.task_tensors) and ties(config_of(source)):
             found[name] = names[str(embedding)]
             message = f"is tied to {embedding} in this expert: merged from there"
             findings.append(Finding("note", _file(source, found[name]), name, message))

@@ -256,7 +256,7 @@ def load_experts(
     *,
     config: object = None,
     exclude: Sequence[str] = (),
-    heads: Sequence[str] = (),
+    task_tensors: Sequence[str] = (),
     vocab: str = "error",
     missing: str = "error",
 ) -> Experts:
@@ -270,7 +270,7 @@ def load_experts(
         config: the base's configuration, where it brings none (a state dict, a ``.safetensors`` file): a transformers
             config, a dict, or the path of a config.json. Without one, models cannot be built or loaded by transformers.
         exclude: globs of names that are not merged; the base's tensors are kept.
-        heads: globs of names that stay with each task (heads that the base lacks always do).
+        task_tensors: globs of names that stay with each task (names that the base lacks always do).
         vocab: ``"error"`` or ``"common"``: merge the rows that base and expert have in common.
         missing: ``"error"`` or ``"base"``: a tensor that an expert lacks counts as unchanged.
 
@@ -280,7 +280,7 @@ def load_experts(
     for value, name, known in ((vocab, "vocab", ("error", "common")), (missing, "missing", ("error", "base"))):
         if value not in known:
             raise UserError(unknown(name, value, known))
-    opened = inspect_experts(base, experts, Options(tuple(exclude), tuple(heads), vocab, missing), config)
+    opened = inspect_experts(base, experts, Options(tuple(exclude), tuple(task_tensors), vocab, missing), config)
     errors = [finding for finding in opened.findings if finding.level == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more: see paretomerge check)" if len(errors) > 1 else ""
