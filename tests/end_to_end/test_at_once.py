@@ -165,7 +165,19 @@ def test_fits_lock_their_run_as_searches_do(cli, tmp_path):
     from fit_files import Family
 
     family = Family("vit", tmp_path / "vit")
-    words = ["fit", *family.flags(), "--option", "steps=2", "--option", "batch_size=4", "--option", "rank=2", "-o", "front", "-q"]
+    words = [
+        "fit",
+        *family.flags(),
+        "--option",
+        "steps=2",
+        "--option",
+        "batch_size=4",
+        "--option",
+        "rank=2",
+        "-o",
+        "front",
+        "-q",
+    ]
     with run_folder(cli.here / "front.run"):
         (cli.here / "front.run" / "state.safetensors").write_text("of another")
         for more in ([], ["--resume"]):

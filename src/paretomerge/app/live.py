@@ -18,8 +18,8 @@ from paretomerge.evaluation.logits import Prompts, on_model, predict
 from paretomerge.front import Front
 from paretomerge.preferences import Preference
 from paretomerge.weights.configuration import architecture, count
-from paretomerge.weights.pretrained import load_beside
 from paretomerge.weights.live import device_of
+from paretomerge.weights.pretrained import load_beside
 
 Kind = Literal["image", "text", "prompt", "image and classes"]
 
