@@ -56,6 +56,7 @@ def pick(
 
     plan = combined(recipe, data=data, dtype=dtype, shard_size=shard_size)
     opened = load_front(front)
+    chosen = chosen_head(opened.heads, head, opened.tasks)
     if sum([preference is not None, knee, bool(at_least or maximise)]) != 1:
         raise UserError("say which model: either --preference, or --at-least with --maximise, or --knee")
     facts: dict[str, Any] = {}
@@ -75,7 +76,6 @@ def pick(
         if not quiet:
             say(f"{preference}: of {found.points} measured preferences")
     gamma = preferences.parse(preference, opened.tasks)
-    chosen = chosen_head(opened.heads, head, opened.tasks)
     may_write(output, "paretomerge.json" if overwrite else None)
     facts = {"preference": dict(zip(opened.tasks, gamma, strict=True)), **facts}
     if lora:

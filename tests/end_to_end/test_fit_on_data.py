@@ -81,7 +81,7 @@ def test_methods_that_keep_task_vectors(cli, families, kind, method, options):
     at = front.at("only:b", head="b" if front.heads else None)
     stored = open_checkpoint(cli.here / "picked")
     assert all(torch.equal(stored[name], at[name]) for name in at) and not any("router" in name for name in stored)
-    assert "moves by a whole tensor" in cli.refuses("pick", "front", "-p", "only:b", "--lora", "-o", "adapter")
+    assert "moves by a whole tensor" in cli.refuses("pick", "front", "-p", "only:b", *head, "--lora", "-o", "adapter")
     shown = json.loads(cli("info", "front", "--routing", "routing.json", "--json"))
     assert shown["method"] == method and shown["parameters"]["added"] == front.pareto_set.added_parameters()
     found = json.loads((cli.here / "routing.json").read_text())
@@ -143,10 +143,10 @@ def test_labels_for_cross_entropy(cli, families):
 def test_adamerging_is_the_same_at_every_preference(cli, families):
     cli("fit", *families["vit"].flags(), "-m", "adamerging", "--option", "steps=4", "--option", "ties=0.3", "-o", "front")
     for preference in ("only:a", "only:b"):
-        cli("pick", "front", "-p", preference, "-o", preference[-1])
+        cli("pick", "front", "-p", preference, "--head", "none", "-o", preference[-1])
     one, other, base = (open_checkpoint(cli.here / name) for name in ("a", "b", "front"))
     assert all(torch.equal(one[name], other[name]) and torch.equal(one[name], base[name]) for name in base)
-    assert "the same at every preference" in cli.refuses("pick", "front", "-p", "only:a", "--lora", "-o", "adapter")
+    assert "the same at every preference" in cli.refuses("pick", "front", "-p", "only:a", "--head", "a", "--lora", "-o", "adapter")
 
 
 # -- the same again, stopped and gone on

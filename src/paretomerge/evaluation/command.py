@@ -22,6 +22,8 @@ _KEPT = 1 << 22
 """Of what a command prints, the last bytes that are looked at."""
 _GRACE = 5.0
 """Seconds between asking a command to end and ending it."""
+_GATE = 'read -r go <"$2" && exec /bin/sh -c "$1"'
+"""For ``/bin/sh``: a command that begins when its guard stands; if we are killed before that, it never does."""
 
 
 def run(command: str, *, timeout: float | None, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -41,11 +43,17 @@ def run(command: str, *, timeout: float | None, variables: Mapping[str, str] | N
         process = None
         try:
             with _held_back():  # an interrupt in here would leave a process that nobody knows
-                process = subprocess.Popen(
-                    command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
-                    env={**os.environ, **(variables or {})},
-                )  # fmt: skip
-                stack.enter_context(guarded(process.pid))
+                gate, opener = os.pipe()
+                try:
+                    process = subprocess.Popen(
+                        ["/bin/sh", "-c", _GATE, "sh", command, f"/dev/fd/{gate}"], stdin=subprocess.DEVNULL, stdout=out,
+                        stderr=err, start_new_session=True, env={**os.environ, **(variables or {})}, pass_fds=(gate,),
+                    )  # fmt: skip
+                    stack.enter_context(guarded(process.pid))
+                    os.write(opener, b"\n")
+                finally:
+                    os.close(gate)
+                    os.close(opener)
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise Failed(f"took more than {timeout:g} s{_told(err)}") from None

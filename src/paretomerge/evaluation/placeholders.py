@@ -19,7 +19,7 @@ _IN_SINGLE = re.compile(rf"{_PLACEHOLDER}|'")
 _IN_DOUBLE = re.compile(rf'{_PLACEHOLDER}|\\.|"|\$\(|`', re.DOTALL)
 _BARE = re.compile(
     rf"""{_PLACEHOLDER} | \\. | ['"`\n)] | \$?\(
-    | (?:^|(?<=[\s;|&()]))\#[^\n]*                  # a comment
+    | (?:^|(?<=[\s;|&()]))\#[^\n]*                  # a comment, which the shell does not read
     | <<-?[ \t]*(?:'[^'\n]+'|"[^"\n]+"|\\?\w+)      # a here-document""",
     re.DOTALL | re.VERBOSE,
 )
@@ -29,7 +29,7 @@ def with_references(command: str) -> str:
     r"""A command for ``/bin/sh`` whose placeholders are references to the environment variables of ``VARIABLES``.
 
     Raises:
-        UserError: a placeholder in a comment or in a here-document.
+        UserError: a placeholder in a here-document.
 
     >>> print(with_references("score {model} --tasks \"of {tasks}\" --note 'as {tasks}'"))
     score "$PARETOMERGE_MODEL" --tasks "of ${PARETOMERGE_TASKS}" --note 'as '"$PARETOMERGE_TASKS"''
@@ -56,24 +56,23 @@ def _pieces(command: str) -> Iterator[str]:
             within.append(text)
         elif text in ("(", "$("):
             within.append(")")
-        elif text.startswith("#"):
-            _without_placeholders(text, "a comment")
         elif text.startswith("<<"):
             documents.append(text.strip("<-\\ \t'\""))
         elif text == "\n":
             for word in documents:
                 end = re.compile(rf"^\t*{re.escape(word)}$", re.MULTILINE).search(command, at)
                 body = command[at : end.end() if end else None]
-                _without_placeholders(body, "a here-document")
+                _without_placeholders(body)
                 yield body
                 at += len(body)
             documents = []
     yield command[at:]
 
 
-def _without_placeholders(text: str, where: str) -> None:
+def _without_placeholders(text: str) -> None:
     for placeholder, name in VARIABLES.items():
         if placeholder in text:
             raise UserError(
-                f"--evaluator: {placeholder} in {where}: pass it as an argument, or read the environment variable {name} there"
+                f"--evaluator: {placeholder} in a here-document: pass it as an argument, or read the environment variable {name} "
+                "there"
             )
