@@ -220,9 +220,9 @@ def ours(case: dict[str, Any]) -> dict[str, Any]:
     from paretomerge.evaluation.tasks import Task
     from paretomerge.fitting import loop
     from paretomerge.fitting.learned import Learned, Target
-    from paretomerge.fitting.loop import Settings
     from paretomerge.fitting.problem import Problem
     from paretomerge.fitting.sampling import coverage
+    from paretomerge.fitting.settings import Settings
     from paretomerge.sets.targets import choose_targets
     from paretomerge.weights.experts import load_experts
 

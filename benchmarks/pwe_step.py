@@ -26,8 +26,9 @@ from torch import nn
 from transformers import ViTConfig, ViTModel
 
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Part, Settings, fit_
+from paretomerge.fitting.loop import Part, fit_
 from paretomerge.fitting.routed import start_
+from paretomerge.fitting.settings import Settings
 from paretomerge.sets.modules import choose_modules
 from paretomerge.weights.lazy import TensorInfo
 

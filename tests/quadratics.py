@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from paretomerge.errors import Stopped
 from paretomerge.fitting.learned import Learned, Target
-from paretomerge.fitting.loop import Part, Settings, fit_, world
+from paretomerge.fitting.loop import Part, fit_, world
 from paretomerge.fitting.processes import joined
+from paretomerge.fitting.settings import Settings
 
 NAMES = ("first.weight", "second.weight", "bias")
 EXAMPLES = 12

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paretomerge.errors import UserError
 from paretomerge.flags import Data, Dtype, HeadOf, Json, OptionValues, Overwrite, Quiet, RecipeData, ShardSize
 from paretomerge.terminal import done, progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paretomerge.evaluation.dataspec import DataSpec
+    from paretomerge.evaluation.tasks import Task
+    from paretomerge.front import Front
+    from paretomerge.sets.pareto_set import Preference
 
 
 def pick(
@@ -93,8 +102,6 @@ def pick(
         raise UserError("--base-model and --rank go with --lora only")
     tuned = None
     if option or data or recipe:
-        from paretomerge.fitting.tuning import tuned_for
-
         tuned = tuned_for(opened, gamma, head, plan.data, option_values(option or []))
     weights = opened.at(gamma, plan.torch_dtype, head)
     with progress("writing", len(weights), weights.nbytes, quiet) as tick:
@@ -103,3 +110,37 @@ def pick(
             progress=tick, tuned=tuned,
         )  # fmt: skip
     done(output, weights, started, quiet, as_json, facts)
+
+
+def tuned_for(
+    front: Front,
+    preference: Preference,
+    head: str | None,
+    data: Mapping[str, Task | DataSpec | str],
+    options: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """``tuned_tensors`` for the arguments of ``pick``.
+
+    Args:
+        front: the set.
+        preference: γ.
+        head: the task whose model is written.
+        data: task -> its inputs.
+        options: of ``Tuning``.
+
+    Raises:
+        UserError: options that are wrong, or nothing to do; no head; no data of that task.
+    """
+    from paretomerge.api import load_tasks
+    from paretomerge.fitting.tuning import Tuning, tuned_tensors
+    from paretomerge.options import check_options
+
+    tuning = Tuning(**check_options(Tuning, options, "pick"))
+    if not tuning:
+        raise UserError("pick: data are for tuning: say how with --option head_steps=200, or --option norm_statistics=true")
+    if head is None:
+        raise UserError("pick: a model is tuned for one task: name it with --head")
+    if head not in data:
+        raise UserError(f"task {head} has no inputs to tune on: name them with --data {head}=PATH")
+    task = load_tasks(front, {head: data[head]}, keep_labels=True)[head]
+    return tuned_tensors(front, preference, task, tuning)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import quadratics
 from paretomerge.errors import UserError
 from paretomerge.fitting.epo import exact_pareto, non_uniformity
-from paretomerge.fitting.loop import Settings
 from paretomerge.fitting.scalarization import scalarization
+from paretomerge.fitting.settings import Settings
 
 # -- one step
 

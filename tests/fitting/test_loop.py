@@ -20,8 +20,9 @@ import quadratics
 from paretomerge import preferences
 from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Part, Settings, check_run, fit_, lr_of_step
+from paretomerge.fitting.loop import Part, check_run, fit_, lr_of_step
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
+from paretomerge.fitting.settings import Settings
 from quadratics import Interrupt, problem
 
 # -- the choices of a step

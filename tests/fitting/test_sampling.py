@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from paretomerge.fitting.loop import Settings
 from paretomerge.fitting.sampling import coverage, preference_of_step
+from paretomerge.fitting.settings import Settings
 
 
 @pytest.mark.parametrize("sampling", ["dirichlet", "stratified", "corners"])

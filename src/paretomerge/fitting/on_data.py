@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, check_run, fit_
+from paretomerge.fitting.loop import Report, check_run, fit_
 from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.react import react
 from paretomerge.fitting.routed import PAPER as PWE_PAPER
 from paretomerge.fitting.routed import pwe_moe
 from paretomerge.fitting.sampling import say_coverage
 from paretomerge.fitting.scalarization import Name as Scalarization
+from paretomerge.fitting.settings import Settings
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.fitting.steered import steered
 from paretomerge.fitting.training import training

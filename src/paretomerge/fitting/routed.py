@@ -12,10 +12,11 @@ from torch import Tensor
 
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, check_run, fit_
+from paretomerge.fitting.loop import Report, check_run, fit_
 from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.scalarization import Name as Scalarization
+from paretomerge.fitting.settings import Settings
 from paretomerge.fitting.steered import at_equal, keep
 from paretomerge.sets.modules import choose_modules
 from paretomerge.sets.routed import Routed

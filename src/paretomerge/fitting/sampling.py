@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from paretomerge.fitting.settings import Settings
 from paretomerge.preferences import dirichlet
-
-if TYPE_CHECKING:
-    from paretomerge.fitting.loop import Settings
 
 
 def preference_of_step(step: int, n_tasks: int, settings: Settings) -> Tensor:

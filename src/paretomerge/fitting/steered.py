@@ -14,10 +14,11 @@ from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
-from paretomerge.fitting.loop import Report, Settings, check_run, fit_
+from paretomerge.fitting.loop import Report, check_run, fit_
 from paretomerge.fitting.problem import Problem, facts_of
 from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.scalarization import Name as Scalarization
+from paretomerge.fitting.settings import Settings
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.merges.linear import sum_of_adapters
 from paretomerge.merges.streaming import completed

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
-from paretomerge.fitting.loop import Report, Settings, check_run, fit_
+from paretomerge.fitting.loop import Report, check_run, fit_
 from paretomerge.fitting.problem import Problem, sources_of
 from paretomerge.fitting.scalarization import Name as Scalarization
+from paretomerge.fitting.settings import Settings
 from paretomerge.merges.streaming import completed
 from paretomerge.sets.low_rank import LowRank
 from paretomerge.weights.experts import Experts
