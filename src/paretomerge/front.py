@@ -19,7 +19,7 @@ from paretomerge.export.huggingface import write_companions, write_model
 from paretomerge.export.lora import adapter_files, write_lora
 from paretomerge.provenance import Sources, paths_seen_from, sources_of, versions
 from paretomerge.sets.pareto_set import ParetoSet, Preference
-from paretomerge.weights.adapted import Adapted, Pair
+from paretomerge.weights.adapted import Adapted
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Experts
@@ -27,6 +27,7 @@ from paretomerge.weights.hashing import hashed_meanwhile, hashes_of
 from paretomerge.weights.heads import Head, head_of, heads_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import build_model
+from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.writing import (
     SHARD_BYTES,
     Progress,
@@ -115,7 +116,9 @@ class Front:
         names = self._names.get(model)
         if names is None:
             names = self._names[model] = live_names(self.pareto_set.varying, model)
-        weights = {dtype: self.pareto_set.at(preference, dtype) for dtype in {p.dtype for p in parameters.values()}}
+        shift = None if since is None else self.pareto_set.shift(gamma, since)
+        narrow = {p.dtype for p in parameters.values() if shift is None or p.dtype.itemsize < 4}
+        weights = {dtype: self.pareto_set.at(gamma, dtype) for dtype in narrow}
         task = self._head_of.get(model)
         lacks = () if task is None else self.head(task).lacks
         for name in self.pareto_set.varying:
@@ -124,10 +127,10 @@ class Front:
             parameter = parameters.get(names.get(name, ""))
             if parameter is None:
                 raise UserError(f"the model has no parameter {name} of that shape: build it with front.model")
-            if since is None or parameter.dtype.itemsize < 4:
+            if shift is None or parameter.dtype.itemsize < 4:
                 parameter.copy_(weights[parameter.dtype][name])
             else:
-                self.pareto_set.shift_(name, parameter, gamma, since)
+                shift.add_(name, parameter)
         self._applied[model] = gamma
         return model
 
@@ -214,7 +217,25 @@ class Front:
 
         ``tuned``: tensors in the place of the front's own (see ``fitting.tuning.tuned_tensors``).
         """
-        weights = self.at(preference, dtype, head)
+        gamma = self.pareto_set.preference(preference)
+        self.write_picked(
+            self.at(gamma, dtype, head), gamma, folder, head=head, shard_bytes=shard_bytes, overwrite=overwrite,
+            progress=progress, tuned=tuned,
+        )  # fmt: skip
+
+    def write_picked(
+        self,
+        weights: Weights,
+        preference: Preference,
+        folder: str | Path,
+        *,
+        head: str | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+        tuned: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """``pick``, from the ``weights`` that ``at`` gave for this preference and head."""
         facts = self.provenance(preference)
         if tuned:
             own = Weights.of({n: t.to(weights.infos[n].dtype) for n, t in tuned.items()})
@@ -256,12 +277,13 @@ class Front:
         Raises:
             UserError: a set that moves whole tensors; what ``write_lora`` raises.
         """
-        pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
+        pareto_set = self.pareto_set
+        shift = pareto_set.shift(pareto_set.preference(preference))
         if rank is not None and rank < 1:
             raise UserError(f"rank {rank}: must be at least 1")
 
-        def pair(name: str) -> Pair:
-            if (found := pareto_set.pair(name, gamma)) is None:
+        def pair(name: str) -> LowRank:
+            if (found := shift.pair(name)) is None:
                 raise UserError(
                     f"{name}: moves by a whole tensor in this front ({pareto_set.method}), which no LoRA is: "
                     "pick a checkpoint, or fit pareto-merging"
@@ -269,7 +291,7 @@ class Front:
             return found
 
         names, where = list(pareto_set.varying), self.folder
-        of: Callable[[str], Pair] = pair
+        of: Callable[[str], LowRank] = pair
         if names:
             pair(names[0])  # a set of whole task vectors is refused as such, whatever its first tensor is
         if (found := self._on_origin()) is not None:  # the adapter brings the base merge along
@@ -334,8 +356,8 @@ class Front:
         """How a model came about: for ``paretomerge.json`` and the card."""
         facts: dict[str, Any] = {"method": self.pareto_set.method, "settings": self.pareto_set.settings}
         if preference is not None:
-            gamma = self.pareto_set.preference(preference).tolist()
-            facts["preference"] = dict(zip(self.tasks, gamma, strict=True))
+            gamma = self.pareto_set.preference(preference)
+            facts["preference"] = dict(zip(self.tasks, gamma.tolist(), strict=True))
             if metrics := self.metrics(gamma):
                 facts["metrics"] = metrics
         return {**facts, "sources": dict(self.sources), "versions": versions()}

@@ -58,7 +58,6 @@ def pick(
     task's labelled inputs (--data, or a recipe's).
     """
     started = time.perf_counter()
-    from paretomerge import preferences
     from paretomerge.opening import load_front
     from paretomerge.recipe import combined, option_values
     from paretomerge.weights.writing import may_write
@@ -83,9 +82,9 @@ def pick(
         preference, facts = found.preference, {"measured": found.values, "of": found.points}
         if not quiet:
             print(f"{preference}: of {found.points} measured preferences", file=sys.stderr)
-    gamma = preferences.parse(preference, opened.tasks)
+    gamma = opened.pareto_set.preference(preference)
     may_write(output, "paretomerge.json" if overwrite else None)
-    facts = {"preference": dict(zip(opened.tasks, gamma, strict=True)), **facts}
+    facts = {"preference": dict(zip(opened.tasks, gamma.tolist(), strict=True)), **facts}
     if lora:
         if dtype or shard_size:
             raise UserError("--dtype and --shard-size do not go with --lora: an adapter is one small file in float32")
@@ -105,10 +104,9 @@ def pick(
         tuned = tuned_for(opened, gamma, head, plan.data, option_values(option or []))
     weights = opened.at(gamma, plan.torch_dtype, head)
     with progress("writing", len(weights), weights.nbytes, quiet) as tick:
-        opened.pick(
-            gamma, output, head=head, dtype=plan.torch_dtype, shard_bytes=plan.shard_bytes, overwrite=overwrite,
-            progress=tick, tuned=tuned,
-        )  # fmt: skip
+        opened.write_picked(
+            weights, gamma, output, head=head, shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick, tuned=tuned
+        )
     done(output, weights, started, quiet, as_json, facts)
 
 

@@ -19,7 +19,6 @@ from paretomerge.errors import UserError
 from paretomerge.preferences import Preference
 from paretomerge.report.figures import Figure
 from paretomerge.report.tables import title
-from paretomerge.sets.low_rank import LowRank
 
 # One request and its answer for what is light; the queue with its stream of events is for the model. A slider's moves while an
 # answer is under way come to one more request, with the last value.
@@ -274,7 +273,7 @@ def _export(view: View, gamma: gr.State) -> tuple[gr.Textbox, list[gr.components
     """A folder under the front; the name's field, and what chooses the head and the kind."""
     front = view.front
     heads = [WHOLE, *sorted(front.heads)]
-    kinds = [CHECKPOINT, *([LORA] if isinstance(front.pareto_set, LowRank) else [])]
+    kinds = [CHECKPOINT, *([LORA] if front.pareto_set.low_rank else [])]
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             kind = gr.Radio(kinds, value=CHECKPOINT, label="write this preference's model as a", elem_id="export-kind")

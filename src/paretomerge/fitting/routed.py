@@ -19,10 +19,10 @@ from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.settings import Settings
 from paretomerge.fitting.steered import at_equal, keep
 from paretomerge.sets.modules import choose_modules
-from paretomerge.sets.routed import Routed
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.live import device_of
-from paretomerge.weights.vectors import add
+from paretomerge.weights.vectors import added
 
 PAPER: dict[str, Any] = {
     "modules": "mlp", "start": "task-arithmetic", "objective": "cross-entropy", "batch": 16, "steps": 4000, "lr": 1e-2,
@@ -63,7 +63,7 @@ def pwe_moe(
     resume: bool = False,
     report: Report | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Routed:
+) -> ParetoSet:
     """PWE-MoE (Tang et al. 2024): φ_m(γ) = φ₀_m + Σ_k R_m(γ)_k v_km, a router R_m for each upscaled module m.
 
     The rest is task arithmetic with λ. The paper's routers start near λ at every preference: weights N(0, 0.01²), first bias
@@ -130,7 +130,7 @@ def pwe_moe(
     upscaled = {name for members in chosen.values() for name in members}
     rest: dict[str, Tensor] = {}
     for name in weights.keys() - upscaled:  # constant: written once, and nothing is asked of its gradient
-        rest[name] = add(problem.base[name], problem.task_vectors.pop(name), torch.full((n_tasks,), lam, device=on))
+        rest[name] = added(problem.base[name], problem.task_vectors.pop(name), torch.full((n_tasks,), lam, device=on))
         weights[name].requires_grad_(False).copy_(rest[name])
     dtype = None if store_task_vectors == "base" else torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
     kept = keep(problem.base, problem.task_vectors, experts.infos, lam, None, dtype, seed)
@@ -153,7 +153,8 @@ def pwe_moe(
     )
     base = at_equal(experts, learned, {name: tensor.cpu() for name, tensor in rest.items()}, lam)
     routers, vectors = learned.steering(experts.aliases), kept.stored.with_copies(experts.aliases)
-    return Routed(experts.tasks, base, routers, vectors, {**options, "scale": lam})
+    settings_of_set = {**options, "scale": lam}
+    return ParetoSet(experts.tasks, base, coefficients=routers, task_vectors=vectors, settings=settings_of_set)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from paretomerge.fitting.problem import Problem, sources_of
 from paretomerge.fitting.scalarization import Name as Scalarization
 from paretomerge.fitting.settings import Settings
 from paretomerge.merges.streaming import completed
-from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.live import device_of
 
@@ -98,7 +98,7 @@ def training(
     resume: bool = False,
     report: Report | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> LowRank:
+) -> ParetoSet:
     """All parameters trained from the pretrained model at one preference (STL, LS, EPO, MGDA): one model, for comparison.
 
     Args:
@@ -166,4 +166,4 @@ def training(
         report=problem.watching(report),
     )
     trained = {name: dense.view(name).cpu() for name in problem.models.weights}
-    return LowRank(experts.tasks, completed(experts, trained), {}, options)
+    return ParetoSet(experts.tasks, completed(experts, trained), settings=options)

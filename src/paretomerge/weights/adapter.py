@@ -14,6 +14,7 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import INDEX, SINGLE, read_json, unreadable
+from paretomerge.weights.low_rank import LowRank
 
 _PREFIX = "base_model.model."
 _NOT_PLAIN = {
@@ -32,32 +33,22 @@ _MOVES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
-class Factors:
-    """ΔW = scale · (down @ up) in the orientation in which the base stores W: down (rows, r), up (r, columns)."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.down.shape[0], self.up.shape[1])
-
-    @property
-    def transposed(self) -> Factors:
-        """The same for a base that stores Wᵀ."""
-        return Factors(self.up.T, self.down.T, self.scale)
-
-
-@dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter: ``factors`` by the name of the weight they add to, ``replaced`` tensors that are stored whole."""
 
     path: Path
     file: Path
     config: dict[str, Any]
-    factors: dict[str, Factors]
+    factors: dict[str, LowRank]
+    """As the file has them, B and A in the orientation in which the base stores W, without their scale."""
+    scales: dict[str, float]
     replaced: dict[str, Tensor]
+
+    def product(self, name: str, columns: int) -> LowRank:
+        """ΔW of a weight with that many columns, in fp32: a base that stores Wᵀ has the transposed one."""
+        factors = self.factors[name]
+        left, right = factors if factors.shape[1] == columns else factors.T
+        return LowRank(left.float() * self.scales[name], right.float())
 
 
 def is_adapter(path: Path) -> bool:
@@ -83,7 +74,8 @@ def open_adapter(path: Path) -> Adapter:
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
         raise unreadable(file, error) from error
 
-    factors: dict[str, Factors] = {}
+    factors: dict[str, LowRank] = {}
+    scales: dict[str, float] = {}
     replaced: dict[str, Tensor] = {}
     for key, a in tensors.items():
         name = key.removeprefix(_PREFIX)
@@ -113,7 +105,8 @@ def open_adapter(path: Path) -> Adapter:
             # an embedding is stored (tokens, width) but adapted as (B A)ᵀ, and so is Conv1D's (in, out)
             transposed = embedding or bool(config.get("fan_in_fan_out"))
             down, up = (a.T, b.T) if transposed else (b, a)
-            factors[f"{module}.weight"] = Factors(down.contiguous(), up.contiguous(), scale)
+            factors[f"{module}.weight"] = LowRank(down.contiguous(), up.contiguous())
+            scales[f"{module}.weight"] = scale
         elif name.endswith(".lora_B.bias"):
             raise UserError(f"{file}: {key}: LoRA with its own bias (lora_bias) is not supported: merge it into a model")
         elif re.search(r"\.lora_(embedding_)?B(\.weight)?$", name):
@@ -125,7 +118,7 @@ def open_adapter(path: Path) -> Adapter:
             replaced[name.replace(".modules_to_save.default", "").replace(".base_layer.", ".")] = a
     if not factors and not replaced:
         raise UserError(f"{file}: no LoRA factors in it")
-    return Adapter(path, file, config, factors, replaced)
+    return Adapter(path, file, config, factors, scales, replaced)
 
 
 def _supported(path: Path, config: dict[str, Any]) -> None:
