@@ -1,5 +1,5 @@
 # Everything here works on a fresh machine with Python >= 3.11 and pip: each target first makes the virtual environment.
-# Variables: PY (the Python to build it with), VENV (where), CONSTRAINTS (empty: the newest versions, torch's default build).
+# Variables: PY (the Python to build it with), VENV (where), CONSTRAINTS (empty: the newest versions), DEMO (the demo's folder).
 
 VENV ?= .venv
 CONSTRAINTS ?= -c constraints.txt
@@ -22,22 +22,37 @@ INTERFACES := src tests/app tests/evaluation tests/report tests/search tests/wei
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
-$(READY): pyproject.toml constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(CONSTRAINTS)
+FAILED = { printf '%s\n' "The installation failed. The exact versions of constraints.txt may not suit this machine;" \
+	"  make $(MAKECMDGOALS) CONSTRAINTS=   takes the newest versions" \
+	"  PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU builds> make $(MAKECMDGOALS)   takes its small build for the CPU" >&2; exit 1; }
+
+$(BIN)/python:
 	@test -n "$(PY)" || { echo "No Python >= 3.11 with venv and pip found; name one: make PY=/path/to/python3.11" >&2; exit 1; }
-	test -x $(BIN)/python || $(PY) -m venv $(VENV)
-	@$(BIN)/python -m pip install --disable-pip-version-check -q $(CONSTRAINTS) -e '.[dev]' || { printf '%s\n' >&2 \
-		"The installation failed. If pip tells of conflicts or of no torch ...+cpu: constraints.txt takes only a CPU build; show pip one," \
-		"  PIP_FIND_LINKS=<folder or page> or PIP_EXTRA_INDEX_URL=<PyTorch's index of CPU builds> make ..." \
-		"or take torch's default build (gigabytes of CUDA on Linux) and the newest versions: make ... CONSTRAINTS="; exit 1; }
+	@echo "Making the virtual environment $(VENV) (once, some seconds)"
+	@$(PY) -m venv $(VENV)
+
+# The program may be there already, as the README installs it: then nothing is installed again.
+$(BIN)/paretomerge: pyproject.toml | $(BIN)/python
+	@echo "Installing paretomerge into $(VENV) (once; minutes, as PyTorch is large)"
+	@$(PIP) -e '.[app,lora]' || $(FAILED)
 	@touch $@
 
-demo: $(READY)  ## run the whole job on the models and data in the package
-	$(BIN)/paretomerge demo
+$(READY): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing paretomerge and what its tests need into $(VENV) (once; minutes, as PyTorch is large)"
+	@$(PIP) -e '.[dev]' || $(FAILED)
+	@touch $(BIN)/paretomerge $@
+
+DEMO ?= paretomerge-demo
+
+demo: $(BIN)/paretomerge  ## run the whole job on the models and data in the package; a demo that is there is made anew (DEMO: its folder)
+	$(BIN)/paretomerge demo --overwrite --output $(DEMO)
 
 test: $(READY)  ## the test suite, without the slow tests
 	$(BIN)/python -m pytest -n 2
 
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	@echo "Installing the lowest versions into $(LOWEST) (once; minutes)"
 	test -x $(LOWEST)/bin/python || $(PY) -m venv $(LOWEST)
 	@$(LOWEST)/bin/python -m pip install --disable-pip-version-check -q -c constraints-lowest.txt -e '.[lora]' \
 		pytest pytest-xdist hypothesis
@@ -68,7 +83,8 @@ types: $(READY)  ## mypy on src
 	$(BIN)/mypy
 
 docs: $(READY)  ## the documentation, as a site in build/site; warnings are errors
-	@$(BIN)/python -m pip install --disable-pip-version-check -q $(CONSTRAINTS) -e '.[docs]'
+	@echo "Installing what builds the documentation (once), then building it: about a minute"
+	@$(PIP) -q -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
 
 peers:  ## build the other tools, each in an environment of its own, that tests and benchmarks compare with

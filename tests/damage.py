@@ -1,5 +1,6 @@
 """Files made wrong on purpose: hypothesis strategies for bytes that were cut, flipped, pasted over and given odd values."""
 
+import json
 import re
 
 from hypothesis import strategies as st
@@ -38,3 +39,17 @@ def header_only(whole: bytes) -> st.SearchStrategy[bytes]:
     """A safetensors file whose header is damaged, with its length set right."""
     size = int.from_bytes(whole[:8], "little")
     return damaged(whole[8 : 8 + size]).map(lambda header: len(header).to_bytes(8, "little") + header + whole[8 + size :])
+
+
+ODD = ("\ud800x", float("nan"), float("inf"), "\x1b[31m\u202e$x_{", {"\ud800": float("-inf")}, [[["\ud800"]]])
+"""What a JSON file can hold, in Python at least: half of a surrogate pair, numbers that are none, characters that steer."""
+
+
+def strict_json(text: str) -> object:
+    """As other readers than Python's take it: without NaN and Infinity, and in UTF-8."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    text.encode()
+    return json.loads(text, parse_constant=refuse)

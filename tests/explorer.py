@@ -26,10 +26,10 @@ main()
 
 
 @contextmanager
-def explored(front: Path) -> Iterator[str]:
+def explored(front: Path, **variables: str) -> Iterator[str]:
     """Its address, while it runs; it must end in peace, and must have called nobody."""
     command = [sys.executable, "-c", WATCHED, "explore", str(front), "--port", "0"]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **variables}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as program:
         try:
             line = program.stdout.readline()

@@ -52,19 +52,21 @@ def task_arithmetic(base: State, experts: Sequence[State], scale: Sequence[float
     return added(base, per_tensor(combine, task_vectors(base, experts)))
 
 
-def threshold(magnitudes: Tensor, density: float) -> float:
-    """The ⌊density · N⌋-th largest of N magnitudes."""
-    count = min(magnitudes.numel(), max(math.floor(density * magnitudes.numel()), int(density > 0)))  # at least one is kept
-    return sorted(magnitudes.flatten().tolist(), reverse=True)[count - 1] if count else math.inf
+def largest(magnitudes: Tensor, density: float) -> Tensor:
+    """Where the ⌊density · N⌋ largest of N magnitudes are, at least one; of equal ones the first."""
+    count = min(magnitudes.numel(), max(math.floor(density * magnitudes.numel()), int(density > 0)))
+    kept = torch.zeros(magnitudes.numel(), dtype=torch.bool)
+    kept[magnitudes.flatten().sort(descending=True, stable=True).indices[:count]] = True
+    return kept.view(magnitudes.shape)
 
 
 def trim(v: State, density: float, scope: str) -> State:
-    """Keep the largest share of the entries, of the model or of each tensor; ties at the threshold are kept."""
-    everything = torch.cat([tensor.flatten() for tensor in v.values()]).abs()
-    return {
-        name: torch.where(t.abs() >= threshold(everything if scope == "model" else t.abs(), density), t, 0.0)
-        for name, t in v.items()
-    }
+    """Keep the largest share of the entries, of the model or of each tensor; of equal entries the first."""
+    if scope == "tensor":
+        return {name: t * largest(t.abs(), density) for name, t in v.items()}
+    kept = largest(torch.cat([tensor.flatten() for tensor in v.values()]).abs(), density)
+    parts = kept.split([t.numel() for t in v.values()])
+    return {name: t * part.view(t.shape) for (name, t), part in zip(v.items(), parts, strict=True)}
 
 
 def disjoint_mean(v: list[Tensor], weights: Sequence[float], normalize: bool = True) -> Tensor:

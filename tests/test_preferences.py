@@ -105,7 +105,8 @@ def test_named_preferences(K, data):
     assert parse(f"only:{tasks[k]}", tasks) == one_hot(K, k)
     assert parse(f"priority:{tasks[k]}", tasks) == priority(K, k)
     assert one_hot(K, k)[k] == 1 and sum(one_hot(K, k)) == 1
-    assert priority(K, k)[k] == (0.5 if K > 1 else 1.0)
+    assert priority(K, k)[k] == (0.5 if K > 2 else 2 / 3 if K == 2 else 1.0)
+    assert K == 1 or priority(K, k) != equal(K)
     for γ in (equal(K), priority(K, k), one_hot(K, k)):
         assert parse(γ, tasks) == γ
         assert math.fsum(γ) == pytest.approx(1, abs=1e-15)

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from paretomerge.demo import run as demo
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INSTALLATION = (
-    "python3 -m venv .venv", ". .venv/bin/activate", "pip install -c constraints.txt .",
+    "python3 -m venv .venv", ". .venv/bin/activate", "pip install '.[app,lora]'",
     "pip install -c constraints.txt '.[app,lora]'",
 )  # fmt: skip
 
@@ -89,3 +90,21 @@ def test_the_readme_names_every_method():
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [name for name in (*MERGES, *FITS, *SEARCHES) if f"`{name}`" not in text]
+
+
+def test_the_versions_can_be_had_from_pypi():
+    """A local version (2.13.0+cpu) is on no public index; without one, a CPU build that pip finds fits all the same."""
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line and not line.startswith("#")]
+    assert not [pin for pin in pins if "+" in pin] and "torch==2.13.0" in pins
+
+
+def test_make_demo_installs_nothing_where_the_program_is(tmp_path):
+    """And makes a demo that is there anew."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for name in ("python", "paretomerge"):
+        (bin / name).touch()
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "demo", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{bin}/paretomerge demo --overwrite --output paretomerge-demo\n"

@@ -6,22 +6,27 @@ import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import BaseModel
 
 from paretomerge.errors import UserError
+from paretomerge.export.saving import About
 from paretomerge.fitting import FITS
 from paretomerge.fitting.searches import SEARCHES
 from paretomerge.front import Front, front_of
 from paretomerge.merges import MERGES, MERGES_ON_DATA
 from paretomerge.opening import load_front
 from paretomerge.options import check_options, unknown
+from paretomerge.provenance import sources_of, versions
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
+from paretomerge.weights.in_memory import companions_of, config_of
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 if TYPE_CHECKING:
     from paretomerge.evaluation.tasks import DataSpec, Task
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from paretomerge.sets.searched import Searched
 
 
+@reading()
 def merge(
     experts: Experts,
     method: str = "task_arithmetic",
@@ -46,22 +52,40 @@ def merge(
         say: is told what was found in the data and done with them, a line at a time.
         **options: of that method; see ``paretomerge.merges``.
 
+    Returns:
+        The merged model, a lazy mapping from names to tensors; ``save`` writes the folder that the command ``merge`` writes.
+
     Raises:
         UserError: no such method, or an option that it does not have; data that are missing, or not wanted.
     """
     function = _named(method, {**MERGES, **MERGES_ON_DATA}, "merge")
     checked = check_options(function, options, method)
+    about = partial(_about, experts, method, dict(options))
     if method in MERGES:
         if data:
             raise UserError(f"data: the merge {method} looks at none; {' and '.join(MERGES_ON_DATA)} do")
-        return function(experts, **checked)
+        return cast(Weights, function(experts, **checked)).with_about(about)
     if not data:
         raise UserError(f"{method} looks at inputs of each task, and there are none: name them with --data NAME=PATH")
     tasks = load_tasks(experts, data, keep_labels=checked.get("predictions") == "labels", seed=checked.get("seed", 0))
     _tell({name: task for name, task in tasks.items() if task is not data[name]}, say)
-    return function(experts, tasks, say=say, **checked)
+    return cast(Weights, function(experts, tasks, say=say, **checked)).with_about(about)
 
 
+def _about(experts: Experts, method: str, options: dict[str, Any]) -> About:
+    """How a merge came about."""
+    provenance = {
+        "method": method,
+        "settings": options,
+        "sources": sources_of(experts, hashes=False),
+        "versions": versions(),
+    }
+    base = experts.base.infos  # what ``stored_as`` has changed
+    dtype = next((info.dtype for name, info in experts.infos.items() if info.dtype != base[name].dtype), None)
+    return About(config_of(experts.base), companions_of(experts.base), provenance, heads_of(experts), experts.tasks, dtype)
+
+
+@reading()
 def fit(
     experts: Experts,
     method: str = "pareto-merging",
@@ -173,8 +197,7 @@ def load_tasks(
     if isinstance(of, Front):
         heads, own, companions = of.heads, of.config, of.companions
     else:
-        path = getattr(of.base, "path", None)
-        heads, own, companions = heads_of(of), getattr(of.base, "config", {}), path if path and path.is_dir() else None
+        heads, own, companions = heads_of(of), config_of(of.base), companions_of(of.base)
     tasks = {}
     for name, spec in data.items():
         config = heads[name].config if name in heads else own
@@ -201,6 +224,8 @@ def _fit_on_data(
 ) -> Front:
     from paretomerge.fitting.events import events
     from paretomerge.fitting.on_data import FITS_ON_DATA, OF_COEFFICIENTS, PRESETS
+    from paretomerge.fitting.processes import world
+    from paretomerge.locking import run_folder
 
     if method in FITS and method not in FITS_ON_DATA:
         raise UserError(f"{method} is made in closed form: if the data are for its base merge (on), say so with closed_form")
@@ -221,7 +246,8 @@ def _fit_on_data(
         raise UserError(f"{wrong[0]}: a base merge (on) has none to learn: leave out {wrong[0]}, or on")
     objective = settings.get("objective", known["objective"].default if "objective" in known else None)
     labels = objective == "cross-entropy" or (on_options or {}).get("predictions") == "labels"
-    with events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
+    alone = run_folder(run.folder if world()[0] == 0 else None)
+    with alone, events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
         tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
         _tell(tasks, run.say)
         if on is not None:

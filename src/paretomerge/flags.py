@@ -33,7 +33,9 @@ Heads = Annotated[list[str] | None, typer.Option("--heads", metavar="GLOB", help
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a folder that paretomerge wrote.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no summary.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-HeadOf = Annotated[str | None, typer.Option("--head", metavar="TASK", help="Write that task's model, with its own head.")]
+HeadOf = Annotated[
+    str | None, typer.Option("--head", metavar="TASK", help="Write that task's model, with its head; none: the base's class.")
+]
 Data = Annotated[
     list[str] | None,
     typer.Option("--data", metavar="NAME=PATH", help="A task's inputs: fit on them (images, CSV, JSONL, text, npz, data set)."),

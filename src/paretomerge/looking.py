@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from paretomerge.flags import (
     Seed,
     Workers,
 )
-from paretomerge.terminal import progress, say, show_rows
+from paretomerge.terminal import cell, console, progress, say, show, show_json, show_rows
 
 if TYPE_CHECKING:
     from paretomerge.evaluation.dataspec import DataSpec
@@ -63,7 +62,7 @@ def evaluate(
     """
     from paretomerge import api
     from paretomerge.evaluation.evaluate import evaluate_by, sampled, standard_preferences
-    from paretomerge.evaluation.queries import record
+    from paretomerge.evaluation.recording import check_recordable, record_or_keep
     from paretomerge.opening import load_front
     from paretomerge.options import check_options
     from paretomerge.recipe import combined, option_values
@@ -97,6 +96,8 @@ def evaluate(
     if experts and not tasks:
         raise UserError("--experts goes with --data")
     sources = experts * (len(opened.tasks) + 1)
+    if not dry:
+        check_recordable(opened, (len(wanted) + sources) * len(names))
     with progress("measuring", (len(wanted) + sources) * len(names), 0, quiet) as tick:
         told = (lambda row: tick(row["task"], 0)) if tick else None
         rows = evaluate_by(
@@ -108,12 +109,13 @@ def evaluate(
 
             each = list(tasks.values())
             rows += evaluate_sources(opened, each, seed=seed, **placed, progress=told)
-    if not dry:
-        record(front, rows)
+    lost = None if dry else record_or_keep(opened, rows)
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
-    elif not quiet:
+        show_json(rows)
+    elif not quiet or lost:
         show_rows(rows)
+    if lost:
+        raise lost
 
 
 def _wanted(front: Front, found: Mapping[str, DataSpec | str], flags: Sequence[str] | None) -> dict[str, DataSpec | str]:
@@ -169,9 +171,9 @@ def select(
         value = measure(opened.model(found.preference, head=head, dtype=torch.float32).to(device), task, batch_size)
     if as_json:
         measured = {} if value is None else {task.metric: value}
-        print(json.dumps(found._asdict() | measured, ensure_ascii=False, indent=2))
+        show_json(found._asdict() | measured)
     else:
-        print(
+        show(
             f"{found.preference}: mean entropy {found.entropies[found.preference]:.4f}, the smallest of {len(found.entropies)}"
             + ("" if value is None else f"; {task.metric} there {value:.4f}")
         )
@@ -203,9 +205,8 @@ def info(
         else:
             routing_figure(routing, found)
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        show_json(facts)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -213,8 +214,8 @@ def info(
         for number, line in enumerate(value.items() if isinstance(value, dict) else [("", value)]):
             name, shown = line
             text = ", ".join(map(str, shown)) or "none" if isinstance(shown, list) else str(shown)
-            table.add_row(key.replace("_", " ") if number == 0 else "", str(name), text)
-    Console(markup=False, emoji=False, highlight=False).print(table)
+            table.add_row(cell(key.replace("_", " ") if number == 0 else ""), cell(name), cell(text))
+    console().print(table)
 
 
 def relocate(
@@ -266,8 +267,7 @@ def verify(
         wanted = _wanted(opened, combined(recipe, data=data).data, data)
         options = check_options(OnTasks, option_values(option or []), "verify")
         tasks = api.load_tasks(opened, wanted, keep_labels=bool(options.get("head_steps")), seed=seed)
-        say = (lambda line: None) if quiet else (lambda line: print(f"measuring at {line}", file=sys.stderr))
-        measured = verify_measured(opened, tasks, points, options, say=say)
+        measured = verify_measured(opened, tasks, points, options, say=lambda line: say(f"measuring at {line}", quiet))
         if not measured:
             raise UserError(f"{front}: no number of these tasks is recorded: run paretomerge evaluate first")
         checks += measured
@@ -275,12 +275,12 @@ def verify(
         raise UserError("--points goes with --data: on which inputs?")
     bad = failed(checks)
     if as_json:
-        print(json.dumps({"ok": not bad, "checks": [check._asdict() for check in checks]}, ensure_ascii=False, indent=2))
+        show_json({"ok": not bad, "checks": [check._asdict() for check in checks]})
     elif not quiet or bad:
         for check in checks:
             if check.state != "same":
-                print(f"{check.state}: {check.what}: {check.message}")
-        print(f"{len(checks) - len(bad)} of {len(checks)} as recorded" + (f", {len(bad)} not" if bad else ""))
+                show(f"{check.state}: {check.what}: {check.message}")
+        show(f"{len(checks) - len(bad)} of {len(checks)} as recorded" + (f", {len(bad)} not" if bad else ""))
     if bad:
         raise typer.Exit(2)
 
@@ -293,37 +293,36 @@ def methods(
 
     rows = describe_methods(name)
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        show_json(rows)
         return
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 160)
+    to = console(width=None if sys.stdout.isatty() else 160)
     if name is None:
         table = Table("method", "command", "needs, beside the models", "stores", "paper", box=SIMPLE_HEAD, pad_edge=False)
         for row in rows:
             table.add_row(*(row[key] for key in ("name", "command", "needs", "stores", "paper")))
-        console.print(table)
-        console.print("Options of one: paretomerge methods NAME")
+        to.print(table)
+        to.print("Options of one: paretomerge methods NAME")
         return
     for row in rows:
         command, *rest = row["command"].split(" ", 1)
         with_data = {"--data": " --data TASK=PATH …", "by evaluations": " (--data TASK=PATH … | --evaluator COMMAND)"}
-        console.print(f"paretomerge {command} --method {row['name']}{with_data[rest[0]] if rest else ''}", style="bold")
-        console.print(row["summary"])
+        to.print(f"paretomerge {command} --method {row['name']}{with_data[rest[0]] if rest else ''}", style="bold")
+        to.print(row["summary"])
         table = Table.grid(padding=(0, 2))
         for key in ("needs", "stores", "paper"):
             table.add_row(key, row[key])
-        console.print(table)
+        to.print(table)
         for heading, options in {"": row["options"], **row.get("evaluators", {})}.items():
             if heading:
-                console.print(f"and with {heading}")
+                to.print(f"and with {heading}")
             table = Table.grid(padding=(0, 2))
             for option, facts in options.items():
                 table.add_row(f"  {option}", str(facts["default"]), facts["meaning"])
-            console.print(table)
-        console.print()
+            to.print(table)
+        to.print()
 
 
 def demo(

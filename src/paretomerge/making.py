@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -41,7 +39,7 @@ from paretomerge.flags import (
     Vocab,
     Workers,
 )  # fmt: skip
-from paretomerge.terminal import done, fitting_bar, progress, say, searching_bar, status
+from paretomerge.terminal import done, fitting_bar, progress, say, searching_bar, show, show_json, status
 
 if TYPE_CHECKING:
     from paretomerge.recipe import Recipe
@@ -86,17 +84,17 @@ def check(
         "estimates": [estimate._asdict() for estimate in found],
     }
     if as_json:
-        print(json.dumps(facts, ensure_ascii=False, indent=2))
+        show_json(facts)
     else:
         for finding in experts.findings:
-            print(f"{finding.level}: {finding}")
-        print(
+            show(f"{finding.level}: {finding}")
+        show(
             f"{'ok' if not errors else f'{len(errors)} errors'}: {len(experts)} experts; {len(experts.merged)} tensors "
             f"({entries / 1e6:.1f} M parameters) are merged, {facts['copied_tensors']} copied from the base"
         )
         for what, *each in found:
             memory, read, written = (f"{number / 2**30:.2f} GiB" for number in each)
-            print(f"{what}: about {memory} of memory; reads {read}, writes {written}")
+            show(f"{what}: about {memory} of memory; reads {read}, writes {written}")
     if errors:
         raise typer.Exit(2)
 
@@ -134,36 +132,26 @@ def merge(
     )  # fmt: skip
     folder = _target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
-    from paretomerge.export.huggingface import write_model
-    from paretomerge.export.lora import write_sum_of_adapters
-    from paretomerge.provenance import sources_of, versions
-    from paretomerge.weights.heads import head_of, heads_of
+    from paretomerge.export.saving import save_weights
+    from paretomerge.weights.heads import chosen_head, heads_of
 
     experts = _loaded(plan, quiet)
+    chosen_head(heads_of(experts), head, experts.tasks)  # a wrong one is refused before the work
     method = plan.method or "task_arithmetic"
     with status("asking the experts", quiet or not plan.data):
         merged = api.merge(experts, method, data=plan.data, say=partial(say, quiet=quiet), **plan.options)
-    config = getattr(experts.base, "config", {})
-    if head is not None:
-        own = head_of(heads_of(experts), head, experts.tasks)
-        merged, config = own.on(merged, plan.torch_dtype), own.config
-    path = getattr(experts.base, "path", None)
-    provenance = {
-        "method": method,
-        "settings": plan.options,
-        "sources": sources_of(experts, hashes=False),
-        "versions": versions(),
-    }
-    if lora:
-        write_sum_of_adapters(merged, folder, config=config, provenance=provenance, overwrite=overwrite)
-        done(folder, None, started, quiet, as_json, {"method": provenance["method"]})
-        return
-    with progress("merging", len(merged), merged.nbytes, quiet) as tick:
-        write_model(
-            merged, folder, config=config, companions=path if path and path.is_dir() else None, provenance=provenance,
-            shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick,
-        )  # fmt: skip
-    done(folder, merged, started, quiet, as_json, {"method": provenance["method"]})
+    with progress("merging", len(merged), merged.nbytes, quiet or lora) as tick:
+        save_weights(
+            merged,
+            folder,
+            without_config=True,
+            head=head,
+            lora=lora,
+            shard_bytes=plan.shard_bytes,
+            overwrite=overwrite,
+            progress=tick,
+        )
+    done(folder, None if lora else merged, started, quiet, as_json, {"method": method})
 
 
 def fit(
@@ -271,7 +259,7 @@ def _loaded(plan: Recipe, quiet: bool) -> Experts:
     if not quiet:
         notices = [f"note: {notice}" for notice in plan.notices]
         for line in notices + [f"{finding.level}: {finding}" for finding in experts.findings]:
-            print(line, file=sys.stderr)
+            say(line)
     return experts.stored_as(plan.torch_dtype)
 
 

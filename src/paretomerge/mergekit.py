@@ -5,8 +5,7 @@ the same up to rounding, except for what the notices say and for
 
 - arithmetic: always in float32 here, in ``dtype`` there, to which mergekit also rounds the inputs;
 - votes that cancel exactly (ties, dare_ties, della): the entry stays as in the base here, the positive side wins there;
-- slerp with a tensor of zeros: linear here, at a right angle there;
-- ties in tensors of fewer than 1/density entries: none may be kept here, one there.
+- slerp with a tensor of zeros: linear here, at a right angle there.
 
 Relative paths are looked for beside the file first, as in any recipe; mergekit knows the working directory only.
 """

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, Self, cast
 
 from pydantic import BaseModel, ValidationError, model_validator
 
 from paretomerge import preferences
+from paretomerge.changing import identity_of
 from paretomerge.errors import UserError
 from paretomerge.evaluation.results import Row
 from paretomerge.front import FACTS, FORMAT, HEADS, TENSORS, Front
@@ -21,11 +24,19 @@ from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_jso
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 
 class _Head(BaseModel):
     prefix: str
     lacks: list[str]
+    names: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _one_to_one(self) -> Self:
+        if len(set(self.names.values())) < len(self.names):
+            raise ValueError("heads: two tensors of one name")
+        return self
 
 
 class _Source(BaseModel):
@@ -87,6 +98,29 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
         UserError: no front there, one of a later format, or one that is damaged.
     """
     folder = Path(folder).expanduser()
+    while True:
+        before = _place(folder)
+        try:
+            with reading() as files:
+                front = _opened(folder, base)
+        except UserError:
+            if _place(folder) == before:
+                raise
+            continue
+        if _place(folder) == before:  # otherwise another front took its place meanwhile, and this is half of each
+            return replace(front, states=frozenset(files))
+
+
+def _place(folder: Path) -> tuple[int, int] | None:
+    """Which folder it is that has this name."""
+    try:
+        facts = os.stat(folder)
+    except OSError:
+        return None
+    return facts.st_dev, facts.st_ino
+
+
+def _opened(folder: Path, base: str | Path | None) -> Front:
     if not (folder / FACTS).exists():
         raise UserError(f"{folder}: not a front (no {FACTS} in it): make one with paretomerge fit")
     raw = read_json(folder / FACTS)
@@ -107,10 +141,10 @@ def load_front(folder: str | Path, *, base: str | Path | None = None) -> Front:
     for task, head in facts.heads.items():
         file = folder / HEADS / task / "head.safetensors"
         own = read_json(file.with_name("config.json"))
-        heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks))
+        heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks), head.names)
         pareto_set.on_head(task, heads[task].tensors, pareto_set.equal)  # does it fit?
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
-    return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured)
+    return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured, identity_of(raw))
 
 
 def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> tuple[Weights, Mapping[str, Any]]:
@@ -125,7 +159,7 @@ def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> t
     except UserError as error:
         if base is not None:
             raise
-        cure = f"paretomerge relocate {folder} --base PATH, if it was moved"
+        cure = f"paretomerge relocate {shlex.quote(str(folder))} --base PATH, if it was moved"
         raise UserError(f"{folder / FACTS}: refers to a base that cannot be opened ({error}): {cure}") from error
     experts = load_experts(start.path, {"equal": folder})
     return task_arithmetic(experts, scale=1.0), start.config

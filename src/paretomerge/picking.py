@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from paretomerge.errors import UserError
 from paretomerge.flags import Data, Dtype, HeadOf, Json, OptionValues, Overwrite, Quiet, RecipeData, ShardSize
-from paretomerge.terminal import done, progress
+from paretomerge.terminal import done, progress, say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +59,7 @@ def pick(
     started = time.perf_counter()
     from paretomerge.opening import load_front
     from paretomerge.recipe import combined, option_values
+    from paretomerge.weights.heads import chosen_head
     from paretomerge.weights.writing import may_write
 
     plan = combined(recipe, data=data, dtype=dtype, shard_size=shard_size)
@@ -81,8 +81,9 @@ def pick(
             found = best_with(opened.own_rows, opened.tasks, at_least=enough, maximise=maximise)
         preference, facts = found.preference, {"measured": found.values, "of": found.points}
         if not quiet:
-            print(f"{preference}: of {found.points} measured preferences", file=sys.stderr)
+            say(f"{preference}: of {found.points} measured preferences")
     gamma = opened.pareto_set.preference(preference)
+    chosen = chosen_head(opened.heads, head, opened.tasks)
     may_write(output, "paretomerge.json" if overwrite else None)
     facts = {"preference": dict(zip(opened.tasks, gamma.tolist(), strict=True)), **facts}
     if lora:
@@ -94,18 +95,18 @@ def pick(
         if rank is not None:
             facts = {**facts, "rank": rank, "relative_error": round(error, 6)}
             if not quiet:
-                print(f"rank {rank} at most: relative error of the adapted matrices {error:.2%}", file=sys.stderr)
+                say(f"rank {rank} at most: relative error of the adapted matrices {error:.2%}")
         done(output, None, started, quiet, as_json, facts)
         return
     if base_model or rank is not None:
         raise UserError("--base-model and --rank go with --lora only")
     tuned = None
     if option or data or recipe:
-        tuned = tuned_for(opened, gamma, head, plan.data, option_values(option or []))
-    weights = opened.at(gamma, plan.torch_dtype, head)
+        tuned = tuned_for(opened, gamma, chosen, plan.data, option_values(option or []))
+    weights = opened.at(gamma, plan.torch_dtype, chosen)
     with progress("writing", len(weights), weights.nbytes, quiet) as tick:
         opened.write_picked(
-            weights, gamma, output, head=head, shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick, tuned=tuned
+            weights, gamma, output, head=chosen, shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick, tuned=tuned
         )
     done(output, weights, started, quiet, as_json, facts)
 

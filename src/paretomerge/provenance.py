@@ -15,6 +15,7 @@ from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.hashing import hashes_of
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import check_unchanged
 
 IN_MEMORY = "in memory"
 """The path of a model that has none."""
@@ -49,12 +50,19 @@ class Sources(Mapping[str, Any]):
 
 
 def sources_of(experts: Experts, *, hashes: bool) -> dict[str, Any]:
-    """Where the tensors come from: the path of each model, its files, and their SHA-256 (``hashes``)."""
+    """Where the tensors come from: the path of each model, its files, and their SHA-256 (``hashes``).
+
+    Raises:
+        UserError: a file is hashed that is no longer the one that was opened.
+    """
     sources = _sources(experts)
     found = hashes_of(file for source in sources.values() for file in _files(source)) if hashes else {}
+    if hashes:
+        for source in sources.values():
+            check_unchanged(getattr(source, "states", ()))
     described = {
         task: {
-            "path": str(getattr(source, "path", IN_MEMORY)),
+            "path": str(getattr(source, "path", None) or IN_MEMORY),
             "files": {file.name: found.get(file) for file in _files(source)},
         }
         for task, source in sources.items()
@@ -68,7 +76,9 @@ def _sources(experts: Experts) -> dict[str, Weights | Adapter]:
 
 
 def _files(source: Weights | Adapter) -> list[Path]:
-    return source.sources if isinstance(source, Checkpoint) else [source.file] if isinstance(source, Adapter) else []
+    if isinstance(source, Adapter):
+        return [source.file] if source.file else []
+    return source.sources if isinstance(source, Checkpoint) else []
 
 
 def paths_seen_from(folder: Path, sources: Mapping[str, Any]) -> dict[str, Any]:

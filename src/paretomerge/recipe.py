@@ -26,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 from paretomerge.errors import UserError
 from paretomerge.evaluation.dataspec import DataSpec
 from paretomerge.options import shown, unknown
+from paretomerge.preferences import check_task
 from paretomerge.strict_yaml import parse_yaml
 
 if TYPE_CHECKING:
@@ -280,6 +281,12 @@ def _validated(raw: Mapping[str, Any], file: Path | None) -> Recipe:
             raise UserError(f"{_place(file, '.'.join(parents))}: {unknown('key', key, fields)}") from None
         message = first["msg"].replace("Input should be ", "must be ")
         raise UserError(f"{place} {message}, not {shown(first['input'])}") from None
+    for field in _OF_TASKS:
+        for task in getattr(recipe, field):
+            try:
+                check_task(task)
+            except UserError as error:
+                raise UserError(f"{_place(file, field)}: {error}" if file else str(error)) from None
     try:
         parse_size(recipe.shard_size)
     except UserError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +9,7 @@ import typer
 
 from paretomerge.errors import UserError
 from paretomerge.flags import Json, Quiet
+from paretomerge.terminal import say, show, show_json
 
 
 def explore(
@@ -27,15 +26,16 @@ def explore(
 
     if find_spec("gradio") is None:
         raise UserError("explore needs gradio: pip install 'paretomerge[app]'")
-    from paretomerge.app.serve import LOCAL, serve
+    from paretomerge.app.guard import LOCAL
+    from paretomerge.app.serve import serve
     from paretomerge.opening import load_front
 
     opened = load_front(front)
 
     def ready(address: str) -> None:
         if host not in LOCAL:
-            print(f"warning: {host} is not local: whoever reaches this machine can use the page and export", file=sys.stderr)
-        print(f"{address}    (Ctrl-C ends it)", flush=True)
+            say(f"warning: {host} is not local: whoever reaches this machine can use the page and export")
+        show(f"{address}    (Ctrl-C ends it)")
         if browser:
             import webbrowser
 
@@ -83,7 +83,7 @@ def report(
         written += write_figures(content, figures)
     sizes = {str(file): file.stat().st_size for file in written}
     if as_json:
-        print(json.dumps({"output": str(output), "bytes": sizes}, ensure_ascii=False, indent=2))
+        show_json({"output": str(output), "bytes": sizes})
     elif not quiet:
         for file, size in sizes.items():
-            print(f"{file}: {size / 1e6:.2f} MB")
+            show(f"{file}: {size / 1e6:.2f} MB")

@@ -1,8 +1,11 @@
-"""What a command shows while it works and when it is done: bars on standard error, results on standard output."""
+"""What a command shows while it works and when it is done: bars on standard error, results on standard output.
+
+Everything that is shown passes here. Names of tasks, tensors, files and metrics come from anybody's files: characters that
+would steer the terminal are shown as escapes, none is read as rich's markup, and a long line loses its middle.
+"""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretomerge.plain_text import line as one_line
+from paretomerge.plain_text import printable
+from paretomerge.strict_json import printed_json
+
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from paretomerge.evaluation.results import Row
     from paretomerge.weights.lazy import Weights
 
@@ -21,15 +31,15 @@ def progress(label: str, tensors: int, nbytes: int, quiet: bool) -> Iterator[Cal
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}/{task.fields[tensors]} tensors"),
+        TextColumn("{task.description}", markup=False), BarColumn(),
+        TextColumn("{task.fields[count]}/{task.fields[tensors]} tensors"),
         DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=nbytes, count=0, tensors=tensors)
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(printable(label), total=nbytes, count=0, tensors=tensors)
 
         def tick(name: str, size: int) -> None:
             bar.update(task, advance=size, count=bar.tasks[task].fields["count"] + 1)
@@ -43,9 +53,7 @@ def status(label: str, quiet: bool) -> Iterator[None]:
     if quiet or not sys.stderr.isatty():
         yield
         return
-    from rich.console import Console
-
-    with Console(stderr=True).status(label):
+    with console(stderr=True).status(cell(label)):
         yield
 
 
@@ -59,22 +67,21 @@ def fitting_bar(tasks: Sequence[str], quiet: bool) -> Iterator[Callable[[int, Ma
 
     def losses(logged: Mapping[str, Any]) -> str:
         last.update({tasks[int(k)]: value for k, value in logged["losses"].items()})
-        return "  ".join(f"{task} {last[task]:.3f}" for task in tasks if task in last)
+        return one_line("  ".join(f"{task} {last[task]:.3f}" for task in tasks if task in last))
 
     if not sys.stderr.isatty():
 
         def lines(done: int, logged: Mapping[str, Any]) -> None:
             text = losses(logged)
             if done % 100 == 0 or done == logged["steps"]:
-                print(f"step {done}/{logged['steps']}  {text}", file=sys.stderr)
+                say(f"step {done}/{logged['steps']}  {text}", False)
 
         yield lines
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, logged: bar.update(task, total=logged["steps"], completed=done, description=losses(logged))
 
@@ -92,18 +99,40 @@ def searching_bar(quiet: bool) -> Iterator[Callable[[int, Mapping[str, Any]], No
         return f"evaluation {count}{reused}  c = {', '.join(f'{c:.3f}' for c in facts['c'])}  {values}"
 
     if not sys.stderr.isatty():
-        yield lambda count, facts: print(told(count, facts), file=sys.stderr)
+        yield lambda count, facts: say(told(count, facts), False)
         return
-    from rich.console import Console
-
-    with Console(stderr=True).status("searching") as spinner:
-        yield lambda count, facts: spinner.update(told(count, facts))
+    with console(stderr=True).status("searching") as spinner:
+        yield lambda count, facts: spinner.update(cell(told(count, facts)))
 
 
-def say(line: str, quiet: bool) -> None:
+def say(line: object, quiet: bool = False) -> None:
     """Tell the user a line, on standard error."""
     if not quiet:
-        print(line, file=sys.stderr)
+        print(one_line(line), file=sys.stderr)
+
+
+def show(line: str) -> None:
+    """A line of a result, on standard output."""
+    print(one_line(line), flush=True)
+
+
+def show_json(value: object) -> None:
+    """A result for programs, on standard output."""
+    print(printed_json(value))
+
+
+def console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Where rich draws; text that is passed to it is shown as it is."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+def cell(text: object) -> Text:
+    """Of a table: text as ``say`` shows it, with line ends where it has some."""
+    from rich.text import Text
+
+    return Text("\n".join(map(one_line, str(text).split("\n"))))
 
 
 def done(folder: Path, weights: Weights | None, started: float, quiet: bool, as_json: bool, facts: dict[str, Any]) -> None:
@@ -111,16 +140,15 @@ def done(folder: Path, weights: Weights | None, started: float, quiet: bool, as_
     seconds = round(time.perf_counter() - started, 2)
     written = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     if as_json:
-        print(json.dumps({"output": str(folder), "bytes": written, "seconds": seconds, **facts}, ensure_ascii=False, indent=2))
+        show_json({"output": str(folder), "bytes": written, "seconds": seconds, **facts})
     elif not quiet:
         tensors = f"{len(weights)} tensors, " if weights is not None else ""
-        print(f"{folder}: {tensors}{written / 1e6:.1f} MB in {seconds:.1f} s")
+        show(f"{folder}: {tensors}{written / 1e6:.1f} MB in {seconds:.1f} s")
 
 
 def show_rows(rows: Sequence[Row]) -> None:
     """A table of results: a line per preference, a column per task."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     tasks = list(dict.fromkeys(row["task"] for row in rows))
@@ -128,11 +156,11 @@ def show_rows(rows: Sequence[Row]) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("preference")
     for task in tasks:
-        table.add_column(f"{task}\n{metrics[task]}", justify="right")
+        table.add_column(cell(f"{task}\n{metrics[task]}"), justify="right")
     own = rows[0]["method"] if rows else ""
     for method, preference in dict.fromkeys((row["method"], row["preference"]) for row in rows):
         found = [row for row in rows if (row["method"], row["preference"]) == (method, preference)]
         values = {row["task"]: f"{row['value']:.4f}" for row in found}
         name = preference if method == own else f"{method} {preference}"
-        table.add_row(name, *(values.get(task, "") for task in tasks))
-    Console(markup=False, emoji=False, highlight=False).print(table)
+        table.add_row(cell(name), *(values.get(task, "") for task in tasks))
+    console().print(table)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from paretomerge.changing import changing
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import evaluate_by
 from paretomerge.evaluation.evaluators import OnTasks
@@ -16,7 +18,7 @@ from paretomerge.provenance import paths_found_from, paths_seen_from
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
 from paretomerge.weights.checkpoint import local, open_checkpoint, read_json
 from paretomerge.weights.hashing import hashes_of
-from paretomerge.weights.writing import replace_json
+from paretomerge.weights.writing import replace_json, with_index
 
 TOLERANCE = 1e-6
 """Of metrics measured again: same machine, same libraries, same numbers; other kernels may move a prediction or two."""
@@ -42,13 +44,14 @@ def verify_files(front: Front) -> list[Check]:
         raise UserError("only a front in a folder can be verified: save it first")
     recorded: dict[Path, str | None] = {front.folder / name: found for name, found in front.files.items()}
     cures = dict.fromkeys(recorded, "fit the front again")
-    flags = {"--base ": front.sources["base"]} | {f"--expert {task}=": s for task, s in front.sources["experts"].items()}
+    flags = {"--base ": front.sources["base"]}
+    flags |= {f"--expert {shlex.quote(task)}=": source for task, source in front.sources["experts"].items()}
     for flag, source in flags.items():
         path = Path(source["path"])
         for name, found in source["files"].items():
             file = path / name if path.name != name else path
             recorded[file] = found
-            cures[file] = f"if it was moved, paretomerge relocate {front.folder} {flag}PATH"
+            cures[file] = f"if it was moved, paretomerge relocate {shlex.quote(str(front.folder))} {flag}PATH"
     there = {file for file in recorded if file.is_file()}
     now = hashes_of(file for file in there if recorded[file] is not None)
     checks = []
@@ -117,31 +120,32 @@ def relocate(folder: str | Path, base: str | Path | None = None, experts: Mappin
         UserError: other files, or a task that the front has not.
     """
     folder = Path(folder).expanduser()
-    facts = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
-    refers = facts.get("origin") is not None
+    before = read_json(folder / FACTS) if (folder / FACTS).exists() else {}
+    refers = before.get("origin") is not None
     front = load_front(folder, base=base if refers else None)  # on the new base its tensors fit
     if unknown := sorted(set(experts or {}) - set(front.sources["experts"])):
         raise UserError(f"{unknown[0]}: no expert of this front (its experts: {', '.join(front.sources['experts'])})")
-    recorded = facts["sources"]
-    moved = {task: (recorded["experts"][task], path) for task, path in (experts or {}).items()}
+    moved = {task: (before["sources"]["experts"][task], path) for task, path in (experts or {}).items()}
     if base is not None:
-        moved[""] = recorded["base"], base
-    for source, path in moved.values():
-        source["path"] = str(_same_files(path, source["files"]))
-    facts["sources"] = paths_seen_from(folder, paths_found_from(folder, recorded))
-    if base is not None and refers:
-        facts["origin"] = where = str(local(base).resolve())
-        replace_json(
-            folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"), "base_model_name_or_path": where}
-        )
-    replace_json(folder / FACTS, facts)
+        moved[""] = before["sources"]["base"], base
+    places = {task: str(_same_files(path, source["files"])) for task, (source, path) in moved.items()}
+    with changing(folder, front.identity) as facts:
+        for task, place in places.items():
+            source = facts["sources"]["experts"][task] if task else facts["sources"]["base"]
+            source["path"] = place
+        facts["sources"] = paths_seen_from(folder, paths_found_from(folder, facts["sources"]))
+        if base is not None and refers:
+            facts["origin"] = where = str(local(base).resolve())
+            adapter = folder / "adapter_config.json"
+            replace_json(adapter, {**read_json(adapter), "base_model_name_or_path": where})
+        replace_json(folder / FACTS, with_index(folder, facts))
 
 
 def _same_files(path: str | Path, files: Mapping[str, str | None]) -> Path:
     """The model's absolute path, if it holds these files."""
     there = local(path).absolute()
     model = open_adapter(there) if is_adapter(there) else open_checkpoint(there)
-    found = [model.file] if isinstance(model, Adapter) else model.sources
+    found = [file for file in (model.file,) if file] if isinstance(model, Adapter) else model.sources
     if {file.name for file in found} != set(files):
         raise UserError(f"{path}: has other files than the front's source: {', '.join(sorted(files)) or 'it was in memory'}")
     for file in found:

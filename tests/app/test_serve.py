@@ -1,6 +1,7 @@
 """The server: who may reach it, what it tells the browser, and that it calls nobody."""
 
 import builtins
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -50,6 +51,62 @@ def test_the_page_holds_nothing_from_elsewhere(get):  # and the program calls no
 def test_other_names_for_this_machine_are_refused(get):
     assert get("/", host="evil.example")[0] == 400
     assert get("/", host="localhost:7860")[0] == 200
+
+
+def multipart(content: bytes) -> tuple[bytes, str]:
+    """A file as a form sends it: its body and content type."""
+    head = b'--x\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\nContent-Type: image/png\r\n\r\n'
+    return head + content + b"\r\n--x--\r\n", "multipart/form-data; boundary=x"
+
+
+def test_who_may_ask(tmp_path):
+    """Each request is sent to the program as a browser would send it for the page, or for another one that is open in it."""
+    pytest.importorskip("gradio")
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+
+    def kept() -> list[str]:
+        return [path.name for path in uploads.rglob("*") if path.is_file()]
+
+    with explored(fronts.front(tmp_path, measured=False).folder, GRADIO_TEMP_DIR=str(uploads)) as address:
+        here = address.removeprefix("http://").rstrip("/")
+        body, kind = multipart(b"x" * 1000)
+
+        def ask(method: str, path: str, body: bytes | Iterator[bytes] | None = None, host: str = here, **headers: str) -> int:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            with closing(HTTPConnection(here, timeout=120)) as connection:
+                with contextlib.suppress(ConnectionError):  # it is answered before all is sent
+                    connection.request(method, path, body, {"Host": host, **named})
+                return connection.getresponse().status
+
+        def upload(**headers: str) -> int:
+            return ask("POST", "/gradio_api/upload", body, Content_Type=kind, **headers)
+
+        port = here.rpartition(":")[2]
+        strange = [f"http://evil.example:{port}", "http://127.0.0.1:1", f"http://localhost:{port}", "null", "", "file://", here]
+        for origin in strange:
+            assert upload(Origin=origin) == 403, origin
+        for site in ("cross-site", "same-site"):
+            assert upload(Sec_Fetch_Site=site) == 403
+            assert ask("GET", "/config", Sec_Fetch_Site=site, Sec_Fetch_Mode="no-cors") == 403
+            assert ask("GET", "/", Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate") == 200  # a link to the page
+            assert ask("POST", "/", b"", Sec_Fetch_Site=site, Sec_Fetch_Mode="navigate") == 403
+        for path in ("/", "/config", "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/queue/data", "/no-such-page"):
+            for method in ("GET", "POST", "OPTIONS", "PUT"):
+                assert ask(method, path, b"", Origin="http://evil.example") == 403
+                for host in ("evil.example", f"evil.example:{port}", "", "127.0.0.1.evil.example", "8.8.8.8", "[::2]"):
+                    assert ask(method, path, b"", host=host, Origin=f"http://{host}") == 400
+        assert kept() == []
+        assert upload(Origin=f"http://{here}") == 200 == upload() == upload(Origin="null", Sec_Fetch_Site="same-origin")
+        assert upload(Origin=f"http://localhost:{port}", host=f"localhost:{port}") == 200
+        assert set(kept()) == {"x.png"}
+        before = len(kept())
+        body, kind = multipart(bytes(25 * 2**20))
+        assert upload(Origin=f"http://{here}") == 413
+        chunks = (body[i : i + 2**20] for i in range(0, len(body), 2**20))  # its length is not said before
+        assert ask("POST", "/gradio_api/upload", chunks, Content_Type=kind) == 413
+        assert sum(path.stat().st_size for path in uploads.rglob("*") if path.is_file()) < 2**20 and len(kept()) == before
+    assert list(uploads.iterdir()) == []  # at its end
 
 
 def test_files_are_not_served(get, tmp_path):

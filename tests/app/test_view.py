@@ -18,7 +18,7 @@ TASKS = ("math", "code", "law")
 def view(rows, tasks=TASKS) -> View:
     own = tuple(row for row in rows if row["method"] == "pareto-merging")
     of = SimpleNamespace(method="pareto-merging")
-    return View(SimpleNamespace(tasks=tasks, measured=tuple(rows), own_rows=own, pareto_set=of, folder=None))
+    return View(SimpleNamespace(tasks=tasks, measured=tuple(rows), own_rows=own, pareto_set=of, folder=None, heads={}))
 
 
 @pytest.fixture
@@ -30,11 +30,13 @@ def test_table_figure_and_address_are_of_one_preference(known):
     shown = known.shown((0.6, 0.3, 0.1), known.first)
     assert shown.shares == [60, 30, 10]
     assert shown.address == "math=0.6,code=0.3,law=0.1"
-    assert "≈ 74.0 %" in shown.table and "interpolated" in shown.table and "95.0 %" in shown.table
-    assert shown.figure["data"][-1]["x"] == [pytest.approx(74)]
+    assert "≈ 74.0 % ± 0.0" in shown.table and "estimated" in shown.table and "95.0 %" in shown.table
+    assert "≈ −21.0 ± 0.0<span" in shown.table, "what is missing to the expert is no better known"
+    assert shown.figure["data"][-1]["x"] == [pytest.approx(74, abs=0.01)]
     assert "<svg" in shown.triangle and shown.export_name == "math-60-code-30-law-10"
     exact = known.shown(known.equal, known.first._replace(figure=ALL))
-    assert "interpolated" not in exact.table and "measured" in exact.table and exact.export_name == "equal"
+    assert "estimated" not in exact.table and "±" not in exact.table
+    assert "measured" in exact.table and exact.export_name == "equal"
 
 
 def test_an_address_is_read_as_the_same_preference(known):

@@ -45,7 +45,7 @@ PREFERENCES = {
     "equal": (0.5, 0.5),
     "a=0.7,b=0.3": (0.7, 0.3),
     "b=1,a=3": (0.75, 0.25),
-    "priority:a": (0.5, 0.5),
+    "priority:a": (2 / 3, 1 / 3),
     "only:b": (0.0, 1.0),
 }
 
@@ -310,7 +310,7 @@ def test_pick_with_a_head_and_a_dtype(cli, zoo):
         assert model.dtype == torch.bfloat16
         assert tiny.logits("vit", model.float()).shape == (2, labels)
         assert {info.dtype for info in open_checkpoint(task).infos.values()} == {torch.bfloat16}
-    cli("pick", "front", "-p", "only:a", "-o", "backbone")
+    cli("pick", "front", "-p", "only:a", "--head", "none", "-o", "backbone")
     assert set(open_checkpoint("backbone")) == set(open_checkpoint(zoo("vit") / "base"))
 
 
@@ -325,7 +325,7 @@ def test_tensors_of_the_base_that_stay_with_each_task(cli, zoo):
     """--heads: an expert keeps its own though the base has one of that name."""
     cli("fit", *zoo.flags("llama"), "--heads", "lm_head.*", "-o", "front")
     cli("pick", "front", "-p", "only:b", "--head", "a", "-o", "a")
-    cli("pick", "front", "-p", "only:b", "-o", "shared")
+    cli("pick", "front", "-p", "only:b", "--head", "none", "-o", "shared")
     base, expert = (open_checkpoint(zoo("llama") / name)["lm_head.weight"] for name in ("base", "a"))
     assert torch.equal(open_checkpoint("a")["lm_head.weight"], expert)
     assert torch.equal(open_checkpoint("shared")["lm_head.weight"], base)
@@ -376,16 +376,18 @@ def test_cards_tell_what_was_measured(cli, zoo):
     text = card.read_text()
     assert "| only:a | 90.0 % | 50.0 % |" in text and text.count("## Metrics") == 1
     assert text.endswith("What I think of it.\n") and "Nothing" not in text
-    for preference, value, how in (("only:a", 0.9, "measured, held-out"), ("a=3,b=1", 0.8, "interpolated")):
+    for preference in ("only:a", "a=3,b=1"):  # measured, and between the measured ones: of that nothing is known
         cli("pick", "front", "-p", preference, "-o", "model", "--overwrite")
         cli("pick", "front", "-p", preference, "--lora", "-o", "adapter", "--overwrite")
         for folder in ("model", "adapter"):
             _, metadata, picked = (cli.here / folder / "README.md").read_text().split("---\n", 2)
-            assert f"| a | accuracy | {value} | {how}" in picked
             index = yaml.safe_load(metadata).get("model-index")
-            assert (index is not None) == how.startswith("measured")
-            if index:
-                assert index[0]["results"][0]["metrics"][0]["value"] == pytest.approx(value)
+            if preference == "only:a":
+                assert "| a | accuracy | 0.9 | measured, held-out" in picked
+                assert index[0]["results"][0]["metrics"][0]["value"] == pytest.approx(0.9)
+            else:
+                assert index is None and "accuracy" not in picked
+                assert "metrics" not in json.loads((cli.here / folder / "paretomerge.json").read_text())
 
 
 def test_the_index_of_a_fronts_card_is_of_the_model_in_its_folder(cli, zoo):
@@ -450,7 +452,7 @@ def test_model_cards(cli, zoo, tmp_path, monkeypatch):
 # -- what is printed, and what is replaced
 
 
-COMMANDS = {"merge": (), "fit": ("--option", "rank=2"), "pick": ("-p", "only:a")}
+COMMANDS = {"merge": ("--head", "a"), "fit": ("--option", "rank=2"), "pick": ("-p", "only:a", "--head", "a")}
 
 
 def words_of(command, zoo):

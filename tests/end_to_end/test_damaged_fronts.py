@@ -7,17 +7,22 @@ import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save_file
 
 import fit_data
+from damage import ODD, strict_json
 from paretomerge import fit, load_experts, load_front
+from paretomerge.app.panels import about
+from paretomerge.app.view import ALL, TWO, View
 from paretomerge.errors import UserError
 from paretomerge.evaluation.queries import knee, record
 from paretomerge.export.card import model_card
 from paretomerge.fitting.searches import SEARCHES
 from paretomerge.front import FACTS, TENSORS, front_of
+from paretomerge.strict_json import compact_json
 from search_data import Known
 
 NUMBERS = (True, -1, 5, 10**30, 0.5, float("nan"), float("inf"))
@@ -167,7 +172,9 @@ def test_another_format(front, version):
     assert line.startswith(f"{front / FACTS}: format ") and line.endswith("this version reads 1: update paretomerge")
 
 
-@pytest.mark.parametrize("name", ["../a", "/a", "a/../../b", ".a", "a\\b", "", " a", "a\n", "a=b", "a,b", "a:b", "\0"])
+@pytest.mark.parametrize(
+    "name", ["../a", "a\\b", "", " a", "a\n", "a=b", "a,b", "a:b", "\0", "$(id)", "a;b", "-a", "<b>", "\ud800"]
+)
 def test_task_names_are_no_paths(front, name):
     facts = json.loads((front / FACTS).read_text())
     facts["tasks"][0] = name
@@ -194,3 +201,87 @@ def test_the_command_line_says_it_in_one_line(cli, front):
     shutil.rmtree(front / "heads")
     (front / FACTS).write_text("[]")
     assert cli.refuses("info", front) == f"{front / FACTS}: a JSON object is expected, not list"
+
+
+EVALUATOR = """true {model}; echo '{"a": 0.5, "b": 0.5}'"""
+COMMANDS = {
+    "info": ["info", "front"],
+    "info --json": ["info", "front", "--json"],
+    "pick": ["pick", "front", "-p", "a=3,b=1", "--head", "a", "-o", "out/model"],
+    "pick --knee": ["pick", "front", "--knee", "-o", "out/model"],
+    "pick --lora": ["pick", "front", "-p", "a=3,b=1", "--head", "b", "--lora", "-o", "out/adapter"],
+    "report": ["report", "front", "-o", "out/report.html", "--figures", "out/figures"],
+    "verify": ["verify", "front", "--json"],
+    "evaluate": ["evaluate", "front", "-p", "equal", "--evaluator", EVALUATOR, "--metric", "a=x", "--metric", "b=x", "--json"],
+    "select": ["select", "front", "--unseen", "unseen.npz", "--head", "a", "--sample", "2", "--json"],
+}
+
+
+def ends_well(cli, words: list[str]) -> None:
+    """A command works, or one line that can be shown says why not and nothing is left behind; what is JSON is JSON."""
+    shutil.rmtree(cli.here / "out", ignore_errors=True)
+    (cli.here / "out").mkdir()
+    code, out, err = cli.call(words)
+    written = [path for path in cli.here.rglob("*") if path.is_file()]
+    assert not [path for path in written if ".writing" in path.name]
+    assert all(sign.isprintable() or sign == "\n" for sign in out + err)
+    assert code == 0 or (code == 2 and not list((cli.here / "out").iterdir())), err
+    if code == 2 and words[0] != "verify":
+        assert err.startswith("error: ") and err.count("\n") == 1 and len(err) < 2100
+    if "--json" in words and out:
+        strict_json(out)
+    for path in (cli.here / "out").rglob("*.json"):
+        strict_json(path.read_text())
+
+
+@pytest.mark.parametrize("method", ["pareto-merging", "searched", "steered"])
+def test_no_command_ends_in_a_traceback(cli, fronts, method):
+    """Odd values in the JSON files, and numbers that are none in the tensors: each command with some of them."""
+    whole, front, rng = fronts / method, cli.here / "front", random.Random(method)
+    np.savez(cli.here / "unseen.npz", images=np.zeros((4, 32, 32, 3), np.uint8))
+    for words in COMMANDS.values():
+        for _ in range(2):
+            shutil.rmtree(front, ignore_errors=True)
+            shutil.copytree(whole, front)
+            file = front / rng.choice([FACTS, FACTS, FACTS, "config.json", "heads/a/config.json"])
+            facts = json.loads(file.read_text())
+            *path, last = rng.choice([place for place in places(facts) if place and rng.random() < 2.0 ** -len(place)])
+            inner = facts
+            for key in path:
+                inner = inner[key]
+            inner[last] = rng.choice(ODD)
+            if isinstance(inner, dict) and rng.random() < 0.3:
+                inner["\ud800"] = rng.choice(ODD)
+            file.write_text(json.dumps(facts))
+            ends_well(cli, words)
+        shutil.copyfile(whole / file.relative_to(front), file)
+        file = front / rng.choice([TENSORS, "model.safetensors", "heads/a/head.safetensors"])
+        tensors = load(file.read_bytes())
+        for tensor in tensors.values():
+            if tensor.is_floating_point() and rng.random() < 0.5:
+                tensor.view(-1)[:1] = rng.choice([float("nan"), float("inf"), 1e38])
+        save_file(tensors, file, metadata={"format": "pt"})
+        ends_well(cli, words)
+
+
+def test_the_page_of_an_odd_front(fronts, tmp_path):
+    front = Path(shutil.copytree(fronts / "soup", tmp_path / "front"))
+    facts = json.loads((front / FACTS).read_text())
+    facts["settings"]["note"] = "\ud800<b>\x1b"
+    for number, row in enumerate(facts["measured"]):
+        row["value"] = (float("nan"), float("inf"), 0.5)[number % 3]
+    (front / FACTS).write_text(json.dumps(facts))
+    view = View(load_front(front))
+    for figure in (TWO, ALL):
+        shown = view.shown(view.equal, view.first._replace(figure=figure))
+        strict_json(compact_json(shown.figure))
+    assert "\\ud800&lt;b&gt;\\x1b" in about(view.front)
+
+
+def test_numbers_that_are_none_are_kept(fronts, tmp_path):
+    """A perplexity that overflows is a result; the file that holds it is JSON all the same."""
+    front = Path(shutil.copytree(fronts / "soup", tmp_path / "front"))
+    row = {"method": "soup", "metric": "perplexity", "split": "held-out", "seed": 0, "preference": "equal", "task": "a"}
+    record(front, [{**row, "value": float("inf")}])
+    strict_json((front / FACTS).read_text())
+    assert load_front(front).measured[-1]["value"] == float("inf")

@@ -50,7 +50,7 @@ SERVER = """
                 time.sleep(0.001)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        print(os.path.exists(target), flush=True)
+        print(os.path.exists(target), *glob.glob(f".{target}.*"), sep=" ", flush=True)
         if not os.path.exists(target):
             _, status = os.waitpid(run(words, target), 0)
             assert status == 0
@@ -81,12 +81,15 @@ def test_absent_or_whole(models, tmp_path, words):
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    outcomes = done.stdout.split()  # whether the target was there after the kill
+    lines = [line.split() for line in done.stdout.splitlines()]
+    outcomes = [line[0] for line in lines]  # whether the target was there after the kill
     assert len(outcomes) == len(moments) and outcomes[0] == "False" and outcomes[-1] == "True"
     whole = contents(tmp_path / "whole0")
     assert len(whole) > 4
     for number in range(len(moments)):  # there after the kill, or after the second run: the same either way
         assert contents(tmp_path / f"out{number}") == whole
-    begun = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    begun = [name for line in lines for name in line[1:]]
     assert begun, "no attempt was killed while it was writing"
     assert all(".writing-" in name for name in begun)
+    left = [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert all(name.split(".")[1] in ("out" + str(i) for i, there in enumerate(outcomes) if there == "True") for name in left)

@@ -81,7 +81,7 @@ SERVER = """
         if job["overwrite"] or not os.path.exists(target):
             ended(run(again(target), target))
 """
-TIES = ["merge", "--method", "ties", "--shard-size", "20KB", "-q"]
+TIES = ["merge", "--method", "ties", "--head", "a", "--shard-size", "20KB", "-q"]
 JOBS = ("merge", "overwrite", "closed form", "on data", "search", "pick")
 
 
@@ -114,7 +114,7 @@ def job_of(name, family, here):
         "search": ["fit", *bare, *data, "-m", "direct-search", *options("evaluations=10"), "-q"],
         "pick": ["pick", f"{here / 'front'}", "-p", "a=0.7,b=0.3", "--head", "a", "--shard-size", "20KB", "-q"],
     }[name]
-    other = ["merge", "--method", "average", *bare, "-q"] if name == "overwrite" else None
+    other = ["merge", "--method", "average", "--head", "a", *bare, "-q"] if name == "overwrite" else None
     return {"words": words, "overwrite": other, "resumes": name == "on data", "writing": 0.05}
 
 

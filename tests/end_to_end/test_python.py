@@ -91,7 +91,7 @@ def test_model_with_a_head(zoo, task):
     front = fit(experts_of(zoo, "vit"), "soup")
     expert = hf.AutoModelForImageClassification.from_pretrained(zoo("vit") / task)
     assert apart(tiny.logits("vit", front.model(f"only:{task}", head=task)), tiny.logits("vit", expert)) < 1e-5
-    with pytest.raises(UserError, match="no task is called 'c'"):
+    with pytest.raises(UserError, match="unknown task in head 'c'"):
         front.model("equal", head="c")
 
 

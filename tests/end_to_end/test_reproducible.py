@@ -67,6 +67,27 @@ def test_same_bytes(zoo, tmp_path, cli):
     assert contents(cli.here / "picked") == contents(folders[0] / "picked")
 
 
+def test_same_adapters(zoo, tmp_path):
+    """Adapters, with a head and without, and of fronts of adapters; target modules in one order."""
+    for kind in ("vit", "llama"):
+        start = [f"fit {' '.join(zoo.flags(kind))} --option rank=12 --option targets=all --output {kind}"]
+        run(start, tmp_path, PYTHONHASHSEED="0")
+    jobs = [
+        "pick vit --preference a=0.7,b=0.3 --lora --base-model org/front --head a --output with-head",
+        "pick llama --preference a=0.7,b=0.3 --lora --base-model org/front --output adapter",
+        "pick llama --preference a=0.7,b=0.3 --lora --base-model org/front --rank 2 --output smaller",
+    ]
+    found = []
+    for seed in ("1", "2", "3"):
+        folder = tmp_path / seed
+        folder.mkdir()
+        run([job.replace("pick ", "pick ../") for job in jobs], folder, PYTHONHASHSEED=seed)
+        found.append(contents(folder))
+    assert found[0] == found[1] == found[2] and len(found[0]) == 3 * 5
+    config = json.loads(found[0]["adapter/adapter_config.json"])
+    assert config["target_modules"] == sorted(config["target_modules"])
+
+
 @pytest.mark.parametrize("job", ["--help", "merge --help", "methods --help"])
 def test_help_imports_nothing_heavy(tmp_path, job):
     imported = run([], tmp_path)

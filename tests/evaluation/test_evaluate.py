@@ -110,7 +110,7 @@ def test_every_row_is_what_a_fresh_model_gives(vit_front: Front, monkeypatch: py
     seen: list[Row] = []
     rows = evaluate(vit_front, tasks, specs, seed=3, batch_size=16, progress=seen.append)
     assert built == [5, 3]  # one for each head, over the same weights
-    assert len(measured) == 2 * 5  # equal, priority:a, priority:b and a=1,b=1 are one γ; only:a, only:b; two samples
+    assert len(measured) == 2 * 7  # equal and a=1,b=1 are one γ; priority:a, priority:b; only:a, only:b; two samples
     assert [(row["preference"], row["task"]) for row in rows] == [(spec, task) for spec in specs for task in "ab"]
     assert sorted(map(str, seen)) == sorted(map(str, rows))
     for row in rows:
@@ -263,7 +263,7 @@ def test_knee_of_a_corner_and_of_a_line() -> None:
 
 def test_points_are_preferences_not_rows() -> None:
     rows = [row("equal", t, 0.5, seed=s) for t in "ab" for s in (0, 1)]
-    rows += [row("priority:a", t, 0.7) for t in "ab"]  # of two tasks: the same γ
+    rows += [row("a=1,b=1", t, 0.7) for t in "ab"]  # the same γ
     rows += [row("only:a", "a", 0.9), row("only:b", "b", 0.99)]  # not measured for both
     rows += [row("only:a", "b", 1.0, split="transductive")]
     found = knee(rows, "ab")
@@ -322,5 +322,9 @@ def test_recorded_rows_are_in_the_front(tmp_path: Path, gpt_front: Front, monkey
 
 def test_standard_preferences() -> None:
     assert standard_preferences("ab") == ["equal", "priority:a", "priority:b", "only:a", "only:b"]
+    assert standard_preferences(["a"]) == ["equal"]
+    for tasks in ("a", "ab", "abc", "abcdefgh"):  # all different
+        gammas = [preferences.parse(spec, tasks) for spec in standard_preferences(tasks)]
+        assert len(set(gammas)) == len(gammas)
     assert len(standard_preferences("abc", sample=5)) == 12
     assert all(preferences.parse(p, "abc") for p in itertools.chain(standard_preferences("abc", 3, seed=4)))

@@ -34,10 +34,10 @@ def test_an_adapter_names_what_it_is_for(of, wanted):
     assert data.base_model == ([wanted] if wanted else None) and data.library_name == "peft" and "lora" in data.tags
 
 
-def test_measured_numbers_are_results_and_interpolated_ones_are_not():
+def test_measured_numbers_are_results_and_estimates_are_not():
     metrics = [
         {"task": "math: 1 & 2", "metric": "accuracy", "value": 0.75, "how": "measured, held-out"},
-        {"task": "code", "metric": "accuracy", "value": 0.5, "how": "interpolated"},
+        {"task": "code", "metric": "accuracy", "value": 0.5, "how": "estimated"},
     ]
     (result,) = card("/here/base", metrics=metrics, preference={"math: 1 & 2": 0.7, "code": 0.3}).data.eval_results
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("math: 1 & 2", "accuracy", 0.75)

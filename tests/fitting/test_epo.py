@@ -74,6 +74,20 @@ def test_balance_solves_the_linear_program(K):
         assert float(ca @ beta) == pytest.approx(expected, rel=1e-6, abs=1e-6 * np.abs(ca).max())
 
 
+def test_the_largest_objective_does_not_rise_in_balance():
+    """A rule of the linear program that few problems touch: of these some dozen, and there it is what stops the objective."""
+    touched = 0
+    for seed in range(150):
+        losses, gamma, gram = instance(4, seed)
+        mu, _ = by_formula(losses, gamma, gram)
+        c, largest = gram.numpy(), int((gamma * losses).argmax())
+        beta = exact_pareto(losses, gamma, gram, epsilon=mu / 2, tell=lambda what, value: None).numpy()
+        falls = float(c[largest] @ beta) / np.abs(c[largest]).max()
+        assert falls >= -1e-6, seed
+        touched += falls < 1e-6
+    assert touched >= 5
+
+
 @pytest.mark.parametrize("K", [2, 3, 4])
 def test_descent_solves_the_linear_program(K):
     modes = []

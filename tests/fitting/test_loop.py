@@ -247,6 +247,19 @@ def test_the_direction_is_that_of_the_scalarised_objective(monkeypatch):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_steps_are_adams_with_the_papers_moments(monkeypatch):
+    """Twelve steps written down a second time: β₁ 0.9, β₂ 0.999, ε 1e-8, both moments corrected for their start at 0."""
+    fitted = noisy()
+    phi = fitted.learned.phi.clone().double()
+    first, second = torch.zeros_like(phi), torch.zeros_like(phi)
+    for step, gradient in enumerate(g.double() for g in gradients_of(monkeypatch, fitted, SHORT)):
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        size = (second / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8
+        phi -= lr_of_step(step, SHORT) * first / (1 - 0.9 ** (step + 1)) / size
+    torch.testing.assert_close(fitted.learned.phi.double(), phi, rtol=1e-4, atol=1e-6)
+
+
 def test_clipping(monkeypatch):
     free = gradients_of(monkeypatch, noisy(), SHORT)
     clipped = gradients_of(monkeypatch, noisy(), replace(SHORT, clip=2.0))

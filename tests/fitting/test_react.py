@@ -18,7 +18,7 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import evaluate
 from paretomerge.evaluation.front_models import FrontModels
 from paretomerge.evaluation.logits import predict
-from paretomerge.fitting.react import react, rotation
+from paretomerge.fitting.react import _BETAS, _Grams, _KeptApart, react, rotation
 from paretomerge.front import front_of
 from paretomerge.sets.corrected import Corrected
 
@@ -148,6 +148,39 @@ def test_beta_is_chosen_by_reconstruction(folder):
     found = react(experts, tasks, say=said.append)
     assert found.settings["beta"] in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
     assert said[0] == "a: 60 features of width 16" and said[-1].startswith(f"beta {found.settings['beta']:g}: at equal")
+
+
+def test_beta_is_chosen_on_features_kept_apart():
+    """Fitted on few features, the smallest β is the best for these and too small for all others."""
+    generator = torch.Generator().manual_seed(0)
+    d, turned = 12, rotation(torch.randn(12, 12, generator=generator, dtype=torch.float64))
+
+    def features(n: int) -> tuple[Tensor, Tensor]:
+        z = torch.randn(n, d, generator=generator, dtype=torch.float64)
+        return z, z @ turned.T + 0.5 * torch.randn(n, d, generator=generator, dtype=torch.float64)
+
+    def grams(z: Tensor, y: Tensor) -> _Grams:
+        sums = _Grams.empty(d, torch.device("cpu"))
+        sums.add(z, y)
+        return sums
+
+    tasks = [(features(15), features(100)) for _ in range(2)]
+    sums = [[(grams(*most), grams(*few))] for most, few in tasks]
+    turns = [[rotation(most.means()[1])] for ((most, _),) in sums]
+    apart = _KeptApart(sums, turns)
+
+    def missed(beta: float, features: list[tuple[Tensor, Tensor]]) -> float:
+        """W of the features for the fit, written down a second time, on some features."""
+        means = [(z.T @ z / len(z), y.T @ z / len(z)) for (z, y), _ in tasks]
+        pull = beta * sum(float(c.trace()) for c, _ in means) / (2 * d)
+        c = sum(c for c, _ in means) + 2 * pull * torch.eye(d, dtype=torch.float64)
+        w = sum(t + pull * turn for (_, t), (turn,) in zip(means, turns, strict=True)) @ torch.linalg.inv(c)
+        return sum(float((z @ w.T - y).square().sum() / y.square().sum()) for z, y in features) / 2
+
+    for beta in _BETAS:
+        assert apart.missed(beta) == pytest.approx(missed(beta, [few for _, few in tasks]))
+    chosen = min(_BETAS, key=apart.missed)
+    assert chosen > min(_BETAS, key=lambda beta: missed(beta, [most for most, _ in tasks]))
 
 
 @pytest.mark.parametrize(

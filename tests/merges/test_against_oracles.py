@@ -53,6 +53,19 @@ def test_ties(K, dtype, trim, normalize):
     assert_same(merged, expected, dtype)
 
 
+@pytest.mark.parametrize("K", [2, 3, 8])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_negative_weights_turn_a_vote_and_weigh_by_their_size(K, normalize):
+    """The mean is over Σ |w_k|, in every merge that ends in an election."""
+    base, experts = family(K, torch.float32)
+    weights = [-w if k % 2 else w for k, w in enumerate(WEIGHTS[:K])]
+    loaded, options = opened(base, experts), {"weights": by_task(weights), "normalize": normalize}
+    expected = oracles.ties(base, experts, density=[1.0] * K, scale=1.0, scope="model", weights=weights, normalize=normalize)
+    assert_same(merges.ties(loaded, density=1.0, **options), expected, torch.float32)
+    assert_same(merges.dare_ties(loaded, density=1.0, **options), expected, torch.float32)
+    assert_same(merges.della(loaded, density=1.0, epsilon=0.0, **options), expected, torch.float32)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
 def test_slerp(dtype, t):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from paretomerge.merges import threshold
-from paretomerge.merges.threshold import magnitude_thresholds
+from paretomerge.merges.threshold import Threshold, magnitude_thresholds
 from paretomerge.weights.experts import Experts
 from states import opened
 
@@ -22,7 +22,22 @@ def thresholds(tensors: list[list[torch.Tensor]], densities: list[float]) -> lis
     """Thresholds of task vectors that are given as they are: tensors[k][i] of task k."""
     base = {f"t{i}": torch.zeros_like(tensor) for i, tensor in enumerate(tensors[0])}
     experts = [{f"t{i}": tensor for i, tensor in enumerate(task)} for task in tensors]
-    return magnitude_thresholds(opened(base, experts), list(base), densities)
+    found = magnitude_thresholds(opened(base, experts), list(base), densities)
+    for task, one, density in zip(tensors, found, densities, strict=True):
+        assert one.ties is None or kept(task, one) == asked(task, density)
+    return [one.magnitude for one in found]
+
+
+def kept(task: list[torch.Tensor], threshold: Threshold) -> int:
+    """How many entries are above the threshold, or among the equal ones that are kept."""
+    size = [t.double().abs() for t in task]
+    ties = [min(float((s == threshold.magnitude).sum()), threshold.in_tensor(f"t{i}")) for i, s in enumerate(size)]
+    return sum(int((s > threshold.magnitude).sum()) for s in size) + int(sum(ties))
+
+
+def asked(task: list[torch.Tensor], density: float) -> int:
+    """⌊density · N⌋, and one at least."""
+    return max(math.floor(density * sum(t.numel() for t in task)), int(density > 0))
 
 
 def sorted_threshold(task: list[torch.Tensor], density: float) -> float:
@@ -104,7 +119,7 @@ def test_what_is_kept_does_not_grow_with_the_model(monkeypatch):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found == [sorted_threshold(list(v.values()), 0.2)]
+    assert [one.magnitude for one in found] == [sorted_threshold(list(v.values()), 0.2)]
     assert peak < 2**19, "numpy's arrays"
 
 

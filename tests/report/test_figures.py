@@ -36,14 +36,16 @@ def test_plotly_accepts_them(n, metric):
     valid(figures.empty("nothing"))
 
 
-def test_an_interpolated_point_looks_different_and_says_so():
+def test_an_estimated_point_looks_different_and_says_so():
     of = known(3)
-    for gamma, symbol, word in (((1, 0, 0), "diamond", "measured"), ((0.5, 0.37, 0.13), "diamond-open", "interpolated")):
+    for gamma, symbol, word in (((1, 0, 0), "diamond", "measured"), ((0.5, 0.37, 0.13), "diamond-open", "estimated")):
         now = figures.pair(of, "task0", "task1", current=of.at(gamma))["data"][-1]
         assert (now["marker"]["symbol"], word in now["hovertemplate"]) == (symbol, True)
-        assert now["x"] == [pytest.approx(100 * fronts.value(gamma, 0))]
+        assert now["x"] == [pytest.approx(100 * fronts.value(gamma, 0), abs=0.01)]
+        assert now["error_x"]["visible"] == (word == "estimated") == ("±" in now["hovertemplate"])
     line = figures.parallel(of, current=of.at((0.5, 0.37, 0.13)))["data"][-1]
-    assert line["y"] == [pytest.approx(100 * fronts.value((0.5, 0.37, 0.13), k)) for k in range(3)]
+    assert line["y"] == [pytest.approx(100 * fronts.value((0.5, 0.37, 0.13), k), abs=0.01) for k in range(3)]
+    assert "estimated" in line["name"] and all("±" in text for _, text in line["customdata"])
 
 
 def test_every_two_tasks_have_a_panel():

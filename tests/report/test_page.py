@@ -11,6 +11,9 @@ import torch
 import fronts
 from paretomerge import api, preferences
 from paretomerge.errors import UserError
+from paretomerge.evaluation.evaluate import standard_preferences
+from paretomerge.evaluation.queries import record
+from paretomerge.opening import load_front
 from paretomerge.report.layers import changes
 from paretomerge.report.page import gather, html
 from paretomerge.report.paper import write_figures
@@ -92,7 +95,10 @@ def test_a_front_that_was_not_measured(tmp_path):
 
 def test_nothing_from_a_front_becomes_markup(tmp_path):
     bad = "x<script>alert(1)<∕script>"
-    front = fronts.front(tmp_path, (bad, "b{{plotly}}"))
+    folder = fronts.front(tmp_path, measured=False).folder
+    record(folder, fronts.rows(("a", "b"), standard_preferences(("a", "b"), 4), metric=bad))
+    record(folder, fronts.rows(("a", "b"), ["equal"], "b{{plotly}}", bad))
+    front = load_front(folder)
     front.pareto_set.settings["</td><img onerror>"] = "</script><script>alert(2)</script>"
     (tmp_path / "front.run").mkdir()
     (tmp_path / "front.run" / "config.json").write_text(json.dumps({"tasks": [bad, "b"], "objective": "<b>"}))

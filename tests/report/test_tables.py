@@ -7,7 +7,8 @@ import pytest
 
 import fronts
 from paretomerge import preferences
-from paretomerge.report.tables import Metric, Point, hypervolume, measured
+from paretomerge.evaluation.evaluate import standard_preferences
+from paretomerge.report.tables import Metric, Point, hypervolume, measured, metrics_of
 
 TASKS = ("a", "b", "c")
 SPECS = ["equal", "only:a", "only:b", "only:c", "a=0.5,b=0.3,c=0.2"]
@@ -40,15 +41,28 @@ def test_what_cannot_be_used_is_left_out():
     assert hypervolume(known, known.complete) is None
 
 
-def test_a_preference_is_measured_interpolated_or_unknown():
+def test_a_preference_is_measured_estimated_or_unknown():
     known = measured(fronts.rows(TASKS, SPECS), TASKS, "pareto-merging")
     assert known.at((0.5, 0.3, 0.2)) == {
-        task: (pytest.approx(fronts.value((0.5, 0.3, 0.2), k)), True) for k, task in enumerate(TASKS)
+        task: (pytest.approx(fronts.value((0.5, 0.3, 0.2), k)), None) for k, task in enumerate(TASKS)
     }
     gamma = (0.6, 0.1, 0.3)
-    assert known.at(gamma) == {task: (pytest.approx(fronts.value(gamma, k)), False) for k, task in enumerate(TASKS)}
+    many = measured(fronts.rows(TASKS, standard_preferences(TASKS, 4)), TASKS, "pareto-merging")
+    for k, task in enumerate(TASKS):
+        assert many.at(gamma)[task].value == pytest.approx(fronts.value(gamma, k), abs=1e-4)
+        assert 0 <= many.at(gamma)[task].error < 1e-4
+    few = measured(fronts.rows(TASKS, ["equal", "only:a", "only:b", "only:c"]), TASKS, "pareto-merging")
+    assert few.at(gamma) == {}, "nobody knows how far off a number would be"
     inner = measured(fronts.rows(TASKS, ["equal", "a=0.5,b=0.3,c=0.2"]), TASKS, "pareto-merging")
     assert inner.at((1, 0, 0)) == {}
+
+
+def test_only_what_was_measured_is_handed_to_cards():
+    known = measured(fronts.rows(TASKS, standard_preferences(TASKS, 4)), TASKS, "pareto-merging")
+    assert known.at((0.6, 0.1, 0.3)) and metrics_of(known, (0.6, 0.1, 0.3)) == []
+    found = metrics_of(known, preferences.parse("priority:a", TASKS))
+    assert [(m["task"], m["value"]) for m in found] == [("a", pytest.approx(0.7)), ("b", 0.6), ("c", 0.6)]
+    assert {m["how"] for m in found} == {"measured, held-out"}
 
 
 def test_domination_is_brute_force_and_knows_directions():

@@ -56,6 +56,33 @@ def test_the_closest_losses_are_paired_in_rounds():
     assert set(pairs) == {frozenset({0, 2}), frozenset({1, 3})}
 
 
+def test_metrics_of_different_ranges_become_losses_of_one_kind():
+    """Accuracy, error, a score of 100, a perplexity: losses 0.1, 0.12, 0.5, 0.55, so neighbours are paired."""
+
+    class Mixed:
+        objectives = (
+            Objective("a", "accuracy", True, 0, 1),
+            Objective("b", "error", False, 0, 1),
+            Objective("c", "score", True, -100, 100),
+            Objective("d", "perplexity", False, 1, None),
+        )
+
+        def __init__(self):
+            self.calls = []
+
+        def __call__(self, c, tasks=None):
+            self.calls.append((c, tasks))
+            at_base = (c == 0).all(1, keepdims=True)
+            wide = np.array([0.9, 0.12, 0.0, 11.0]) + 1e-3 * c  # the perplexity is 20 at the base
+            wide = np.where(at_base, [0.5, 0.9, -50.0, 20.0], wide)
+            return np.where(np.isin(range(4), range(4) if tasks is None else tasks), wide, np.nan)
+
+    mixed = Mixed()
+    nested(mixed, box(4), "abcd", np.full((1, 4), 0.25), **COUNTED)
+    pairs = [frozenset(np.flatnonzero(c.any(0)).tolist()) for c, _ in mixed.calls if (c != 0).any(0).sum() == 2]
+    assert set(pairs) == {frozenset({0, 1}), frozenset({2, 3})}
+
+
 def test_the_preference_decides():
     known = Known(4, "sigmoid")
     gammas = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.25] * 4])

@@ -89,7 +89,7 @@ def test_a_damaged_line_is_named(tmp_path, wrong):
 
 def test_two_at_a_time(tmp_path):
     store = Store(tmp_path, {})
-    with pytest.raises(UserError, match="another search is writing there"):
+    with pytest.raises(UserError, match="another run is writing there"):
         Store(tmp_path, {"other": 1})
     store.close()
     Store(tmp_path, {"other": 1}).close()

@@ -39,14 +39,13 @@ CASES = {
         {},
     ),
     "embedding": ("llama", {"target_modules": [*LLAMA, "embed_tokens"]}, {}),
-    "embedding, tied": ("llama", {"target_modules": [*LLAMA, "embed_tokens"]}, {"tie_word_embeddings": True}),
     "head": ("llama", {"target_modules": [*LLAMA, "lm_head"]}, {}),
     "whole modules": ("llama", {"target_modules": LLAMA, "modules_to_save": ["lm_head", "norm"]}, {}),
     "Conv1D": ("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}, {}),
     "Conv1D with its embeddings": (
         "gpt2",
         {"target_modules": ["c_attn", "wte", "wpe"], "fan_in_fan_out": True},
-        {},
+        {"tie_word_embeddings": False},
     ),
     # peft corrects fan_in_fan_out for each module, and writes what it found last
     "Conv1D and Linear": ("gpt2", {"target_modules": ["c_attn", "lm_head"]}, {"tie_word_embeddings": False}),

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from paretomerge.changing import EXPORTS, changing
 from paretomerge.errors import UserError
 from paretomerge.front import Front
 from paretomerge.preferences import Preference
 
-FOLDER = "exports"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 # names that some systems keep for devices, with whatever ending
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -28,7 +28,7 @@ def target(front: Front, name: str) -> Path:
     name = name.strip()
     if not _NAME.fullmatch(name) or name.endswith(".") or _RESERVED.fullmatch(name):
         raise UserError("name: begin with a letter or digit, then letters, digits, dots, - and _; at most 80")
-    exports = front.folder.resolve() / FOLDER
+    exports = front.folder.resolve() / EXPORTS
     if exports.is_symlink() or (exports.exists() and not exports.is_dir()):
         raise UserError(f"{exports}: is no ordinary folder, so nothing is written there")
     return exports / name
@@ -47,7 +47,7 @@ def free_name(front: Front, gamma: Preference, head: str | None, *, lora: bool) 
     stem += f"-for-{head}" if head else ""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", stem + ("-lora" if lora else "")).strip("._-")[:70] or "model"
     name, number = stem, 1
-    while front.folder is not None and (front.folder / FOLDER / name).exists():
+    while front.folder is not None and (front.folder / EXPORTS / name).exists():
         number += 1
         name = f"{stem}-{number}"
     return name
@@ -69,9 +69,10 @@ def export(
     """
     folder = target(front, name)
     if folder.exists() or folder.is_symlink():
-        raise UserError(f"{FOLDER}/{folder.name} exists already: choose another name")
-    if lora:
-        front.pick_lora(gamma, folder, head=head)
-    else:
-        front.pick(gamma, folder, head=head, dtype=dtype)
+        raise UserError(f"{EXPORTS}/{folder.name} exists already: choose another name")
+    with changing(folder.parent.parent, front.identity):  # so that no other front takes this one's place meanwhile
+        if lora:
+            front.pick_lora(gamma, folder, head=head)
+        else:
+            front.pick(gamma, folder, head=head, dtype=dtype)
     return folder

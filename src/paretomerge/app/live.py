@@ -17,6 +17,8 @@ from paretomerge.evaluation.labels import head_classes
 from paretomerge.evaluation.logits import Prompts, on_model, predict
 from paretomerge.front import Front
 from paretomerge.preferences import Preference
+from paretomerge.weights.configuration import architecture, count
+from paretomerge.weights.pretrained import load_beside
 
 Kind = Literal["image", "text", "prompt", "image and classes"]
 
@@ -36,7 +38,7 @@ class Answer(NamedTuple):
 
 def kind_of(config: Mapping[str, Any]) -> Kind | None:
     """What a model of this config.json takes; None: nothing that the page can give it."""
-    name = str((config.get("architectures") or [""])[0])
+    name = architecture(config)
     if "ForImageClassification" in name:
         return "image"
     if "ForSequenceClassification" in name:
@@ -72,7 +74,7 @@ class Live:
     def positions(self) -> int:
         """Tokens that the model has room for, prompt and answer together."""
         config = self.front.config
-        return int(config.get("max_position_embeddings") or config.get("n_positions") or 10**6)
+        return count(config, "max_position_embeddings", "n_positions") or 10**6
 
     def ask(
         self, gamma: Preference, head: str | None, given: Any, *, classes: Sequence[str] = (), new_tokens: int = 40
@@ -152,23 +154,11 @@ class Live:
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return self._beside("AutoTokenizer", "tokenizer")
+        return load_beside(self.front.companions, "AutoTokenizer")
 
     @cached_property
     def _image_processor(self) -> Any:
-        return self._beside("AutoImageProcessor", "image processor")
-
-    def _beside(self, kind: str, what: str) -> Any:
-        import transformers
-
-        folder = self.front.companions
-        try:
-            if folder is None:
-                raise OSError("the front is in memory only")
-            return getattr(transformers, kind).from_pretrained(str(folder), local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"the front's folder has no {what} that transformers can load ({reason})") from error
+        return load_beside(self.front.companions, "AutoImageProcessor")
 
     def _config(self, head: str | None) -> Mapping[str, Any]:
         return self.front.config if head is None else self.front.head(head).config

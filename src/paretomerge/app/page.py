@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any, NamedTuple
@@ -14,11 +13,13 @@ from paretomerge.app import panels
 from paretomerge.app.exports import export
 from paretomerge.app.live import Live
 from paretomerge.app.simplex import at_place, moved
-from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, WHOLE, Fields, Shown, View, head_of, preference_of
+from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, UNCHOSEN, WHOLE, Fields, Shown, View, head_of, preference_of
 from paretomerge.errors import UserError
-from paretomerge.preferences import Preference
+from paretomerge.preferences import Preference, priority_in_words
 from paretomerge.report.figures import Figure
 from paretomerge.report.tables import title
+from paretomerge.strict_json import compact_json
+from paretomerge.weights.heads import NO_HEAD
 
 # One request and its answer for what is light; the queue with its stream of events is for the model. A slider's moves while an
 # answer is under way come to one more request, with the last value.
@@ -42,7 +43,7 @@ class _Controls(NamedTuple):
 
 def page(view: View, live: Live) -> gr.Blocks:
     """The page. A visitor's preference is in a ``gr.State``, so visitors do not meet; ``live`` has a lock of its own."""
-    with gr.Blocks(title=f"{title(view.front)} · paretomerge", analytics_enabled=False, delete_cache=(3600, 86400)) as blocks:
+    with gr.Blocks(title=f"{title(view.front)} · paretomerge", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gamma = gr.State(view.equal)
         link = gr.Textbox(visible="hidden", elem_id="link")
         _html(panels.heading(view.front), "heading")
@@ -178,10 +179,11 @@ def _wish(view: View) -> tuple[Any, ...]:
         presets = [(gr.Button("All alike", size="sm", min_width=60, elem_id="equal"), "equal")]
         if view.measured.complete:
             presets.append((gr.Button("Best trade-off (knee)", size="sm", min_width=60, elem_id="knee"), KNEE))
+    most = priority_in_words(len(tasks))
     with gr.Row():
         menus = [
             (gr.Dropdown([("task …", ""), *tasks], value="", label=label, min_width=120, elem_id=kind), kind)
-            for kind, label in (("priority", "Half to one task"), ("only", "All to one task"))
+            for kind, label in (("priority", f"{most.capitalize()} to one task"), ("only", "All to one task"))
         ]
     return sliders, triangle, presets, menus
 
@@ -272,13 +274,13 @@ def _try(view: View, live: Live, gamma: gr.State) -> None:
 def _export(view: View, gamma: gr.State) -> tuple[gr.Textbox, list[gr.components.Component]]:
     """A folder under the front; the name's field, and what chooses the head and the kind."""
     front = view.front
-    heads = [WHOLE, *sorted(front.heads)]
+    heads = [UNCHOSEN, *sorted(front.heads), WHOLE] if front.heads else [WHOLE]
     kinds = [CHECKPOINT, *([LORA] if front.pareto_set.low_rank else [])]
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             kind = gr.Radio(kinds, value=CHECKPOINT, label="write this preference's model as a", elem_id="export-kind")
             head = gr.Dropdown(
-                heads, value=WHOLE, label="with the classification head of", visible=len(heads) > 1, elem_id="export-head"
+                heads, value=heads[0], label="with the classification head of", visible=len(heads) > 1, elem_id="export-head"
             )
             first = view.shown(view.equal, view.first).export_name
             label = "name of its folder, under exports/ in the front's folder"
@@ -288,8 +290,11 @@ def _export(view: View, gamma: gr.State) -> tuple[gr.Textbox, list[gr.components
             news = _html("", "exported")
 
     def wrote(now: Preference, which: str, what: str, called: str | None) -> str:
+        if which == UNCHOSEN:
+            return panels.message("choose first whose classification head the model gets")
         try:
-            folder = export(front, now, called or "", lora=what == LORA, head=head_of(which))
+            head = NO_HEAD if which == WHOLE else which
+            folder = export(front, now, called or "", lora=what == LORA, head=head)
         except UserError as error:
             return panels.message(str(error))
         except OSError as error:  # a full disk
@@ -306,4 +311,4 @@ def _html(value: str, elem_id: str) -> gr.HTML:
 
 def _drawn(figure: Figure) -> PlotData:
     """A figure as gradio sends it, without plotly's checks, which take longer than all else."""
-    return PlotData(type="plotly", plot=json.dumps(figure))
+    return PlotData(type="plotly", plot=compact_json(figure))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as multiline
 
 from paretomerge.app.live import Answer
 from paretomerge.app.simplex import CORNERS, percentages, place
+from paretomerge.evaluation.estimate import Reading
 from paretomerge.front import Front
-from paretomerge.report.tables import Measured, short, title
+from paretomerge.plain_text import html as escape
+from paretomerge.report.tables import Measured, Metric, short, title
 
-Values = Mapping[str, tuple[float, bool]]
+Values = Mapping[str, Reading]
 
 
 def heading(front: Front) -> str:
@@ -57,21 +59,17 @@ def metrics(of: Measured, gamma: Sequence[float], values: Values) -> str:
             rows.append(f"<tr>{''.join(cells)}</tr>")
             continue
         if task in values:
-            value, exact = values[task]
-            how = "measured" if exact else "interpolated"
-            sign = "" if exact else "≈ "
-            cells.append(
-                f"<td class='pm-now'><b>{sign}{metric.text(value)}</b> <span class='pm-tag pm-{how}'>{how}</span></td>"
-            )
+            value, error = values[task]
+            how = "measured" if error is None else "estimated"
+            shown = metric.text(value) if error is None else f"≈ {metric.text(value)} {metric.error_text(error)}"
+            cells.append(f"<td class='pm-now'><b>{shown}</b> <span class='pm-tag pm-{how}'>{how}</span></td>")
         else:
-            cells.append("<td class='pm-now pm-pale'>outside what was measured</td>")
+            cells.append("<td class='pm-now pm-pale'>not measured here</td>")
         cells.append(f"<td>{metric.text(base.values[task]) if base and task in base.values else '–'}</td>")
         if with_experts:
             own = of.experts.get(task, {}).get(task)
             cells.append(f"<td>{metric.text(own) if own is not None else '–'}</td>")
-            cells.append(
-                f"<td>{_difference(values[task][0], own, metric.percent) if own is not None and task in values else '–'}</td>"
-            )
+            cells.append(f"<td>{_difference(values[task], own, metric) if own is not None and task in values else '–'}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th scope='col'{' class=pm-share' * (name == 'share')}>{name}</th>" for name in header)
     table = f"<table class='pm-table'><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -101,9 +99,11 @@ def _note(of: Measured, values: Values) -> str:
     text += "Base merge: the one model that you have without a preference, all tasks alike."
     if of.experts:
         text += " Its expert: the model that was fine-tuned for that task alone."
-    if any(not exact for _, exact in values.values()):
+    if any(not reading.measured for reading in values.values()):
         text += (
-            " ≈: not measured here, but interpolated linearly between measured preferences around this one; measure to be sure."
+            " ≈: not measured here, but estimated from the measured preferences; ± is how far off such estimates are at "
+            "measured preferences that they were not made from, and more where two ways to estimate disagree. "
+            "Measure to be sure."
         )
     return f"<p class='pm-note'>{text}</p>"
 
@@ -158,7 +158,7 @@ def answer(found: Answer, preference: str, *, top: int = 5) -> str:
         f"<b class='pm-ms'>{1000 * found.switched:.1f} ms</b>, answered in {1000 * found.ran:.0f} ms</p>"
     )
     if not found.classes:
-        return f"<div class='pm-said'>{escape(found.text) or '(nothing)'}</div>{times}"
+        return f"<div class='pm-said'>{multiline(found.text) or '(nothing)'}</div>{times}"
     rows = "".join(
         f"<tr><th scope='row'>{escape(name)}</th><td>{_bar(share)}<span>{100 * share:.1f} %</span></td></tr>"
         for name, share in list(found.classes.items())[:top]
@@ -190,11 +190,13 @@ def _bar(share: float) -> str:
     return f"<i class='pm-bar'><i style='width:{width:.1f}%'></i></i>"
 
 
-def _difference(value: float, own: float, percent: bool) -> str:
+def _difference(reading: Reading, own: float, metric: Metric) -> str:
     """Above or below the expert."""
-    apart = value - own
-    text = f"{100 * apart:+.1f}<span class='pm-unit'> points</span>" if percent else f"{apart:+.3g}"
-    return text.replace("-", "−", 1) if apart < 0 else text
+    apart = reading.value - own
+    error = "" if reading.error is None else f" {metric.error_text(reading.error)}"
+    text = f"{metric.number(apart):+.1f}" if metric.percent else f"{apart:+.3g}"
+    unit = "<span class='pm-unit'> points</span>" if metric.percent else ""
+    return ("" if reading.measured else "≈ ") + (text.replace("-", "−", 1) if apart < 0 else text) + error + unit
 
 
 def _share(share: float) -> str:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import shutil
 import socket
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretomerge.app.guard import LARGEST_FILE, Guard
 from paretomerge.errors import UserError
 from paretomerge.front import Front
+from paretomerge.signals import handled
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 _QUIET = {
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_OFFLINE": "1",
@@ -32,6 +38,7 @@ _HEADERS = (
     (b"content-security-policy", _POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
 )
 
 
@@ -50,41 +57,40 @@ class _OnlyHere:
         await self.app(scope, receive, sending if scope["type"] == "http" else send)
 
 
-def application(front: Front, *, host: str = "127.0.0.1", device: str = "cpu") -> FastAPI:
+def application(front: Front, *, host: str = "127.0.0.1", device: str = "cpu", uploads: Path | None = None) -> FastAPI:
     """The page as an ASGI application.
 
     Args:
         front: the set, with its folder and measured rows.
-        host: the address that it will be bound to. A local one answers to local names only, so that no other web site can
-            reach it through a name of its own.
+        host: the address that it will be bound to (see ``guard``).
         device: where the live model runs.
+        uploads: the folder for images that are tried; None: gradio's.
 
     Raises:
         UserError: gradio is not installed.
     """
+    if uploads is not None:
+        os.environ["GRADIO_TEMP_DIR"] = str(uploads)
     os.environ.update(_QUIET)  # before gradio and huggingface_hub are imported
     try:
         import gradio as gr
     except ImportError as error:
         raise UserError("the page needs gradio: pip install 'paretomerge[app]'") from error
     from fastapi import FastAPI
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     from paretomerge.app.live import Live
     from paretomerge.app.page import page
     from paretomerge.app.view import View
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    if host in LOCAL:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"])
-
+    app.add_middleware(Guard, host=host)
     app.add_middleware(_OnlyHere)
     system = ["system-ui", "-apple-system", "Segoe UI", "DejaVu Sans", "sans-serif"]
     mono = ["ui-monospace", "DejaVu Sans Mono", "monospace"]
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=system, font_mono=mono)  # no fonts of the web
     return gr.mount_gradio_app(
         app, page(View(front), Live(front, device=device)), path="/", server_name=host, footer_links=[], run_history=False,
-        ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, show_error=True, max_file_size="20mb",
+        ssr_mode=False, enable_monitoring=False, pwa=False, mcp_server=False, show_error=True, max_file_size=LARGEST_FILE,
         theme=theme, css=files("paretomerge.app").joinpath("page.css").read_text(encoding="utf-8"),
         # figures and tables are drawn on white
         js="() => { document.body.classList.remove('dark') }",
@@ -112,7 +118,9 @@ def free_socket(host: str, port: int) -> socket.socket:
 def serve(front: Front, *, host: str, port: int, device: str, ready: Callable[[str], None]) -> None:
     """Serve until Ctrl-C; ``ready`` is told the address."""
     bound = free_socket(host, port)
-    app = application(front, host=host, device=device)
+    uploads = Path(tempfile.mkdtemp(prefix="paretomerge-uploads-", dir=os.environ.get("GRADIO_TEMP_DIR")))
+    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
+    app = application(front, host=host, device=device, uploads=uploads)
     import uvicorn
 
     name = f"[{host}]" if ":" in host else host
@@ -122,6 +130,16 @@ def serve(front: Front, *, host: str, port: int, device: str, ready: Callable[[s
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets=sockets)
             ready(address)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().shutdown(sockets=sockets)
+            shutil.rmtree(uploads, ignore_errors=True)  # here: the signal that ends the server then ends the program
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """SIGHUP (a terminal that is closed) ends the server as SIGTERM does; all are raised again when it has ended."""
+            with super().capture_signals(), handled(self.handle_exit):
+                yield
 
     server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     # the streams of pages that are still open are cut off at the end, which is no error

@@ -20,6 +20,7 @@ from paretomerge.report.tables import Measured, measured, short
 
 TWO, ALL = "two tasks", "all tasks"
 WHOLE = "none: the base’s own class"
+UNCHOSEN = "choose a task"
 CHECKPOINT, LORA = "Hugging Face folder", "LoRA adapter"
 KNEE = "knee"
 
@@ -32,7 +33,7 @@ class Fields(NamedTuple):
     x: str
     y: str
     head: str
-    """For the export: a task, or WHOLE."""
+    """For the export: a task, WHOLE or UNCHOSEN."""
     kind: str
     """For the export: CHECKPOINT or LORA."""
 
@@ -62,7 +63,7 @@ class View:
         self.measured: Measured = measured(front.measured, front.tasks, front.pareto_set.method)
         self.equal = preferences.equal(len(self.tasks))
         """The preference that everyone begins with."""
-        self.measured.at(moved(self.equal, 0, 0.123))  # the first interpolation imports scipy: now, while nobody waits
+        self.measured.at(moved(self.equal, 0, 0.123))  # the first estimate fits the surrogates: now, while nobody waits
 
     @property
     def figure_tasks(self) -> tuple[str, ...]:
@@ -73,7 +74,7 @@ class View:
     def first(self) -> Fields:
         """What is chosen at first."""
         tasks = self.figure_tasks
-        return Fields(TWO, tasks[0], tasks[min(1, len(tasks) - 1)], WHOLE, CHECKPOINT)
+        return Fields(TWO, tasks[0], tasks[min(1, len(tasks) - 1)], unchosen(self.front), CHECKPOINT)
 
     def shown(self, gamma: Preference, fields: Fields, news: str = "") -> Shown:
         """The page at a preference."""
@@ -153,4 +154,9 @@ def preference_of(tasks: Sequence[str], gamma: Sequence[float]) -> str:
 
 def head_of(choice: str) -> str | None:
     """The task of a menu's choice."""
-    return None if choice == WHOLE else choice
+    return None if choice in (WHOLE, UNCHOSEN) else choice
+
+
+def unchosen(front: Front) -> str:
+    """What the export's menu of heads shows at first: where tasks have heads, people have to choose."""
+    return UNCHOSEN if front.heads else WHOLE

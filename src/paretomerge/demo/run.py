@@ -40,6 +40,8 @@ KEPT = 3
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of one task, the others sharing the rest."""
 RESULTS, IMAGES = "demo.json", "images"
+SILENCE = 4.0
+"""Seconds of measuring without a line."""
 SEEDS = (0, 1, 2)
 FIT_STEPS = 150
 """Of a fit on data; a real one runs 600 and more."""
@@ -97,14 +99,15 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         say(f"{len(tasks)} experts of one vision transformer: {', '.join(tasks)}")
         sets = fronts(shipped.experts, seed)
         say("three sets made without data; measuring on held-out images")
-        rows = list(measure(shipped, sets, seed))
+        rows = _told(measure(shipped, sets, seed), say)
         draw(folder / "front.png", rows, tasks, _stores(sets))
         if fit:
             rows += fitted(say)
         say("the front that is kept: measuring preferences for report and explore")
         kept = evaluate(
-            sets[PM_ALL], list(shipped.tasks.values()), standard_preferences(tasks, KEPT), seed=seed, batch_size=256
-        )
+            sets[PM_ALL], list(shipped.tasks.values()), standard_preferences(tasks, KEPT), seed=seed, batch_size=256,
+            progress=_counter(say),
+        )  # fmt: skip
         beside = [row for row in rows if row["method"] in (EXPERT, PRETRAINED)]
         replace(sets[PM_ALL], measured=(*kept, *beside)).save(folder / "front")
         pictures(folder / IMAGES, tasks)
@@ -119,6 +122,30 @@ def run(output: Path, *, fit: bool, seed: int, overwrite: bool, quiet: bool, as_
         print(f"         (explore's page lets you try the models: some images for it are in {output / IMAGES})")
         print(f"next:    paretomerge pick {output / 'front'} --head {first} "
               f"-p {first}=0.7,{second}=0.3,{','.join(f'{t}=0' for t in tasks[2:])} -o my-model")  # fmt: skip
+
+
+def _told(rows: Iterable[Row], say: Callable[[str], None]) -> list[Row]:
+    """The rows, counted while they are measured."""
+    counted = _counter(say)
+    measured = []
+    for row in rows:
+        measured.append(row)
+        counted(row)
+    return measured
+
+
+def _counter(say: Callable[[str], None]) -> Callable[[Row], None]:
+    """Says every few seconds how many measurements are done, and of what the last was."""
+    done, last = 0, time.perf_counter()
+
+    def count(row: Row) -> None:
+        nonlocal done, last
+        done += 1
+        if time.perf_counter() - last > SILENCE:
+            last = time.perf_counter()
+            say(f"  {done} measured; now {row['method']}, {row['preference']}, on {row['task']}")
+
+    return count
 
 
 def fitted(say: Callable[[str], None]) -> list[Row]:
@@ -180,7 +207,7 @@ def measure(shipped: Demo, sets: dict[str, Front], seed: int) -> Iterator[Row]:
 def with_share(share: float, k: int, tasks: tuple[str, ...]) -> str:
     """The preference that gives task k a share and the others equal parts of the rest, by its shortest name."""
     n_tasks = len(tasks)
-    names = {1 / n_tasks: "equal", 0.5: f"priority:{tasks[k]}", 1.0: f"only:{tasks[k]}"}
+    names = {1 / n_tasks: "equal", float(preferences.priority_share(n_tasks)): f"priority:{tasks[k]}", 1.0: f"only:{tasks[k]}"}
     rest = (1 - share) / (n_tasks - 1)
     return names.get(share) or preferences.format([share if j == k else rest for j in range(n_tasks)], tasks)
 

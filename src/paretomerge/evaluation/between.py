@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-_SAME = 1e-6
+SAME = 1e-6
 """Two preferences that are this near in every share are one; people see three digits."""
 
 
@@ -22,12 +23,14 @@ class Estimate(NamedTuple):
         """The preference itself was measured."""
         return len(self.weights) == 1
 
-    def of(self, values: Sequence[float]) -> float:
+    def of(self, values: Sequence[float] | NDArray[np.float64]) -> float:
         """The interpolated value, of one value for each measured preference."""
-        return sum(weight * values[i] for i, weight in self.weights.items())
+        return float(sum(weight * values[i] for i, weight in self.weights.items()))
 
 
-def between(gamma: Sequence[float], measured: Sequence[Sequence[float]]) -> Estimate | None:
+def between(
+    gamma: Sequence[float] | NDArray[np.float64], measured: Sequence[Sequence[float]] | NDArray[np.float64]
+) -> Estimate | None:
     """Barycentric interpolation on the Delaunay triangulation of the measured preferences, in any number of tasks.
 
     The weights are those of the linear programme
@@ -52,7 +55,7 @@ def between(gamma: Sequence[float], measured: Sequence[Sequence[float]]) -> Esti
     points, wanted = np.asarray(measured, float), np.asarray(gamma, float)
     apart = np.abs(points - wanted)
     nearest = int(apart.max(1).argmin())
-    if apart[nearest].max() <= _SAME:
+    if apart[nearest].max() <= SAME:
         return Estimate({nearest: 1.0})
     from scipy.optimize import linprog
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
+from paretomerge.evaluation.guard import guarded
 from paretomerge.evaluation.outcomes import Failed
+from paretomerge.leftovers import folder_for as folder_for
+from paretomerge.leftovers import left_behind as left_behind
+from paretomerge.leftovers import remove_folder as remove_folder
+from paretomerge.signals import handled
 
 _KEPT = 1 << 22
 """Of what a command prints, the last bytes that are looked at."""
@@ -22,31 +24,35 @@ _GRACE = 5.0
 """Seconds between asking a command to end and ending it."""
 
 
-def run(command: str, *, timeout: float | None) -> dict[str, Any]:
+def run(command: str, *, timeout: float | None, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """The last JSON object that a command prints.
 
-    The command gets a process group of its own, and whatever is left of it ends with it.
+    The command gets a process group of its own, and whatever is left of it ends with it, or with this process.
 
     Args:
         command: for ``/bin/sh``.
         timeout: seconds; None: none.
+        variables: what its environment holds beside ours.
 
     Raises:
         Failed: another exit code than 0 (with the end of standard error), no JSON object on standard output, too slow.
     """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, ExitStack() as stack:
         process = None
         try:
             with _held_back():  # an interrupt in here would leave a process that nobody knows
                 process = subprocess.Popen(
-                    command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+                    command, shell=True, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
+                    env={**os.environ, **(variables or {})},
                 )  # fmt: skip
+                stack.enter_context(guarded(process.pid))
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise Failed(f"took more than {timeout:g} s{_told(err)}") from None
         finally:
             if process is not None:
-                _end(process)
+                with _held_back():
+                    _end(process)
         if code:
             how = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
             raise Failed(f"{how}{_told(err)}")
@@ -73,35 +79,12 @@ def last_object(text: str) -> dict[str, Any] | None:
     return found
 
 
-def folder_for(inside: Path | None) -> Path:
-    """An empty folder for one checkpoint."""
-    if inside is not None:
-        inside.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix="paretomerge-model-", dir=inside)).absolute()  # a command may go elsewhere
-
-
-def left_behind(inside: Path) -> Sequence[Path]:
-    """Checkpoints that a killed search has not removed; they are."""
-    found = [path for path in inside.glob("paretomerge-model-*") if path.is_dir()]
-    for path in found:
-        shutil.rmtree(path, ignore_errors=True)
-    return found
-
-
 @contextmanager
 def _held_back() -> Iterator[None]:
     """Interrupts come when the block has ended. (Blocked signals would stay blocked in a child.)"""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    try:
+    with handled(lambda number, _: came.append(number)):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     for arrived in came:
         signal.raise_signal(arrived)
 

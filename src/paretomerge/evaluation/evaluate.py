@@ -24,6 +24,7 @@ from paretomerge.evaluation.tasks import Task
 from paretomerge.evaluation.work import Judge, Work
 from paretomerge.fitting.objectives import Predictions, entropy
 from paretomerge.front import Front
+from paretomerge.weights.unchanged import reading, touched
 
 __all__ = [
     "Selection",
@@ -133,7 +134,8 @@ def evaluate_by(
     names = tuple(objective.task for objective in judge.objectives)
     models = FrontModels(front.pareto_set, names, front.config, front.heads, front.companions, dtype)
     rows: dict[tuple[str, int], Row] = {}
-    with pool_of(Work(judge, models), workers=workers, ray=ray, gpus=gpus) as pool:
+    with reading(replaced=True), pool_of(Work(judge, models), workers=workers, ray=ray, gpus=gpus) as pool:
+        touched(front.states)
         for number, outcome in pool([(gammas[group[0]], names) for group in groups]):
             if outcome.mistake:
                 raise UserError(outcome.message)
@@ -155,7 +157,11 @@ def standard_preferences(tasks: Sequence[str], sample: int = 0, seed: int = 0) -
 
     >>> standard_preferences(["a", "b", "c"], sample=1)
     ['equal', 'priority:a', 'priority:b', 'priority:c', 'only:a', 'only:b', 'only:c', 'a=0.522,b=0.044,c=0.434']
+    >>> standard_preferences(["a"])  # of one task all are the same
+    ['equal']
     """
+    if len(tasks) == 1:
+        return ["equal"]
     named = [f"{kind}:{task}" for kind in ("priority", "only") for task in tasks]
     return ["equal", *named, *sampled(tasks, sample, seed)]
 
@@ -170,6 +176,7 @@ def sampled(tasks: Sequence[str], n: int, seed: int = 0) -> list[str]:
     return list(found)[:n]
 
 
+@reading(replaced=True)
 @torch.inference_mode()
 def select_unseen(
     front: Front,

@@ -10,7 +10,6 @@ import hashlib
 import inspect
 import os
 import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from paretomerge.evaluation.directions import METRICS
 from paretomerge.evaluation.inputs import Inputs
 from paretomerge.evaluation.measure import measure
 from paretomerge.evaluation.outcomes import checked
+from paretomerge.evaluation.placeholders import VARIABLES, with_references
 from paretomerge.evaluation.tasks import Task
 from paretomerge.evaluation.work import Measure, Models
 from paretomerge.fitting.tuning import Tuning, tuned, tuning_inputs
@@ -193,8 +193,9 @@ class ByCommand:
     """--evaluator COMMAND: a shell command that prints metrics as JSON.
 
     ``{model}`` in it stands for the merged model's folder, which is removed afterwards (of tasks with heads of their own: a
-    folder in which each task has one), ``{tasks}`` for the names of the tasks that are wanted, with commas. The last JSON
-    object that it prints counts: task -> metric, or task -> {metric: number}.
+    folder in which each task has one), ``{tasks}`` for the names of the tasks that are wanted, with commas; bare or in quotes,
+    a value stays one word, whatever is in it. Scripts also find them in the environment, as PARETOMERGE_MODEL and
+    PARETOMERGE_TASKS. The last JSON object that the command prints counts: task -> metric, or task -> {metric: number}.
 
     Args:
         command: for ``/bin/sh``.
@@ -212,8 +213,9 @@ class ByCommand:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
     def __post_init__(self) -> None:
-        if "{model}" not in self.command:
+        if "{model}" not in self.command and VARIABLES["{model}"] not in self.command:
             raise UserError("--evaluator: the command needs {model}, where the folder of the merged model goes")
+        with_references(self.command)  # refuses what cannot be one
         if self.timeout is not None and self.timeout <= 0:
             raise UserError("timeout must be positive")
 
@@ -234,14 +236,11 @@ class ByCommand:
             folder = shell.folder_for(self.scratch)
             try:
                 _write(models, c, folder / "model", getattr(torch, self.dtype) if self.dtype else None)
-                words = {"{model}": shlex.quote(str(folder / "model")), "{tasks}": shlex.quote(",".join(tasks))}
-                line = self.command
-                for word, value in words.items():
-                    line = line.replace(word, value)
-                given = shell.run(line, timeout=self.timeout)
+                values = {VARIABLES["{model}"]: str(folder / "model"), VARIABLES["{tasks}"]: ",".join(tasks)}
+                given = shell.run(with_references(self.command), timeout=self.timeout, variables=values)
                 return checked(given, self.objectives, tasks)
             finally:
-                shutil.rmtree(folder, ignore_errors=True)
+                shell.remove_folder(folder)
 
         return measured
 

@@ -15,11 +15,13 @@ from paretomerge.weights.experts import load_experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.live import device_of
 from paretomerge.weights.shared_models import SharedModels, own_tensors
+from paretomerge.weights.unchanged import reading
 
 EXPERT, PRETRAINED = "expert", "pretrained"
 """The methods of such rows; an expert's preference is ``only:TASK``, the base's ``equal``."""
 
 
+@reading(replaced=True)
 def evaluate_sources(
     front: Front,
     tasks: Sequence[Task],

@@ -14,6 +14,7 @@ from paretomerge.search.merged import packed_heads, shared_models, unpacked_head
 from paretomerge.sets import restored
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.architecture import live_names
+from paretomerge.weights.finite import check_finite
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import Weights
 
@@ -101,6 +102,7 @@ class LiveFront:
             else:
                 tensor = base[name].to(parameter.device, wide, copy=True)
                 parameter.copy_(shift.add_(name, tensor))
+            check_finite(name, parameter)  # a metric of such a model would be a number like any other
         for task, stored in self._heads.items():  # a correction that is folded into heads moves them, too
             parameters = dict(self.models[task].named_parameters())
             names = live_names(stored.infos, self.models[task])

@@ -14,6 +14,7 @@ from paretomerge.evaluation.outcomes import Failed, checked
 from paretomerge.evaluation.work import Measure, Models
 from paretomerge.search.objective import Objective
 from paretomerge.weights.live import device_of
+from paretomerge.weights.pretrained import load_beside
 
 NAME = "lm-eval"
 
@@ -72,11 +73,9 @@ class ByHarness:
             raise UserError("lm-eval measures language models; these tasks have heads of their own")
         if models.companions is None:
             raise UserError("lm-eval needs a tokenizer: name the base as a folder that has one")
-        from transformers import AutoTokenizer
-
         device = device_of(self.device)
         live = models.live(device, getattr(torch, self.store_task_vectors))
-        tokenizer = AutoTokenizer.from_pretrained(str(models.companions))
+        tokenizer = load_beside(models.companions, "AutoTokenizer")
         # the harness keeps this very model, which moves under its hands
         model = HFLM(pretrained=next(iter(live.models.values())), tokenizer=tokenizer, batch_size=self.batch_size)
 

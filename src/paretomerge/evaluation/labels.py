@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.weights.configuration import count, labels
 
 
 def class_numbers(
@@ -78,10 +79,7 @@ def class_numbers(
 
 def head_classes(config: Mapping[str, Any]) -> list[str]:
     """The head's classes in order; LABEL_0, LABEL_1 … where config.json does not name them."""
-    names = config.get("id2label")
-    if not names:
-        return [f"LABEL_{i}" for i in range(int(config.get("num_labels") or 2))]
-    return [str(name) for _, name in sorted(names.items(), key=lambda item: int(item[0]))]
+    return [*labels(config).values()] or [f"LABEL_{i}" for i in range(count(config, "num_labels") or 2)]
 
 
 def spoken(name: str) -> str:

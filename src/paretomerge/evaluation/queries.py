@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from paretomerge import preferences
+from paretomerge.changing import changing
+from paretomerge.decompositions import least_squares
 from paretomerge.errors import UserError
 from paretomerge.evaluation.directions import larger_is_better
 from paretomerge.evaluation.metrics import non_dominated
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import renewed
 from paretomerge.front import FACTS
-from paretomerge.weights.checkpoint import read_json
-from paretomerge.weights.writing import replace_json, write_text
+from paretomerge.weights.writing import replace_json, with_index, write_text
 
 
 class Found(NamedTuple):
@@ -97,27 +98,31 @@ def knee(rows: Iterable[Row], tasks: Sequence[str]) -> Found:
     spread = np.ptp(f, axis=0)
     f = (f - f.min(0)) / np.where(spread > 0, spread, 1)
     best = f[f.argmax(0)]  # (K, K): row k is the point that is best at task k
-    w = np.linalg.lstsq(best, np.ones(len(tasks)), rcond=None)[0]
+    w = least_squares(best, np.ones(len(tasks)))
     distance = (f @ w - 1) / (np.linalg.norm(w) or 1)
     chosen = each[kept[int(distance.argmax())]]
     return Found(chosen.preference, chosen.values, len(points))
 
 
-def record(folder: str | Path, rows: Iterable[Row]) -> None:
+def record(folder: str | Path, rows: Iterable[Row], identity: str | None = None) -> None:
     """Add measured rows to a front's folder; a row of the same method, preference, task, metric, split and seed is replaced.
 
-    The file is written beside the old one and renamed, so it is whole at any time.
+    The file is written beside the old one and renamed, so it is whole at any time; of several processes that record, one waits
+    for the other.
+
+    Args:
+        folder: the front.
+        rows: what was measured.
+        identity: of the front that was measured (``Front.identity``); None: the one that is there now.
 
     Raises:
-        UserError: the folder is no front, or cannot be written.
+        UserError: the folder is no front, holds another one than was measured, or cannot be written.
     """
-    file = Path(folder).expanduser() / FACTS
-    if not file.exists():
-        raise UserError(f"{folder}: not a front (no {FACTS} in it)")
-    facts = read_json(file)
-    measured = {_key(row): row for row in [*facts.get("measured", []), *rows]}
-    replace_json(file, {**facts, "measured": list(measured.values())})
-    _renew_card(file.with_name("README.md"), facts, list(measured.values()))
+    with changing(folder, identity) as facts:
+        file = Path(folder).expanduser() / FACTS
+        measured = {_key(row): row for row in [*facts.get("measured", []), *rows]}
+        replace_json(file, {**with_index(file.parent, facts), "measured": list(measured.values())})
+        _renew_card(file.with_name("README.md"), facts, list(measured.values()))
 
 
 def _renew_card(card: Path, facts: Mapping[str, Any], rows: list[Any]) -> None:

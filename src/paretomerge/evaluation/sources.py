@@ -211,8 +211,10 @@ def _datasets(what: str) -> Any:
 
 def _hub(name: str, subset: str | None) -> dict[str, Split]:
     library = _datasets(name)
+    # datasets before 4 ran code that a data set brings along, and asked on the terminal
+    options = {"trust_remote_code": False} if int(library.__version__.partition(".")[0]) < 4 else {}
     try:
-        found = library.load_dataset(name, subset)
+        found = library.load_dataset(name, subset, **options)
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         problem = "cannot be read" if Path(name).exists() else "no such file, and the hub gives no data set of that name"

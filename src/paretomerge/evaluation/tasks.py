@@ -22,6 +22,11 @@ from paretomerge.evaluation.labels import class_numbers
 from paretomerge.evaluation.logits import TEMPLATES, Prompts, zero_shot_head
 from paretomerge.evaluation.parts import Part, choose
 from paretomerge.evaluation.sources import Chosen, Split, read_splits
+from paretomerge.weights.configuration import architecture as first_architecture
+from paretomerge.weights.configuration import count
+from paretomerge.weights.configuration import part as part_of
+from paretomerge.weights.pretrained import Kind as Beside
+from paretomerge.weights.pretrained import load_beside
 
 __all__ = ["DataSpec", "Inputs", "Kind", "Prompts", "Task", "load_task", "zero_shot_head"]
 
@@ -207,7 +212,7 @@ class _Preparation:
         column = image_column(part.split, self.spec.image)
         if len(part.split.columns) > 1:
             self.say(f"image column: {column}")
-        channels = int((self.config.get("vision_config") or self.config).get("num_channels", 3))
+        channels = count(part_of(self.config, "vision_config") or self.config, "num_channels") or 3
         images = Chosen(part.split.columns[column], part.indices)
         return ImageInputs(images, self.loaded("AutoImageProcessor"), channels, labels)
 
@@ -215,7 +220,7 @@ class _Preparation:
         tokenizer = self.loaded("AutoTokenizer")
         names = self.text_columns(part.split)
         pad = self.config.get("pad_token_id")
-        pad = tokenizer.pad_token_id if pad is None else pad
+        pad = pad if isinstance(pad, int) and pad >= 0 else tokenizer.pad_token_id
         if pad is None:
             raise UserError("neither the model's config.json nor its tokenizer has a pad token (pad_token_id)")
         longest = self.longest(tokenizer)
@@ -242,7 +247,7 @@ class _Preparation:
 
     def longest(self, tokenizer: Any) -> int | None:
         """The most tokens that user, tokenizer and model allow."""
-        positions = self.config.get("max_position_embeddings") or self.config.get("n_positions")
+        positions = count(self.config, "max_position_embeddings", "n_positions")
         limits = (self.spec.max_length, tokenizer.model_max_length, positions)
         return min((limit for limit in limits if limit is not None and limit < 10**9), default=None)
 
@@ -266,31 +271,16 @@ class _Preparation:
                 return names
         raise UserError(f"{self.spec.path}: its classes have no names for a zero-shot head: list them with classes")
 
-    def loaded(self, kind: str) -> Any:
+    def loaded(self, kind: Beside) -> Any:
         """The tokenizer or image processor beside the weights."""
-        if kind in self.opened:
-            return self.opened[kind]
-        import transformers
-        from transformers.utils import logging
-
-        what = "tokenizer" if kind == "AutoTokenizer" else "image processor (preprocessor_config.json)"
-        if self.companions is None or not self.companions.is_dir():
-            raise UserError(f"the base is no folder with a {what} in it")
-        level = logging.get_verbosity()
-        logging.set_verbosity_error()
-        try:
-            self.opened[kind] = getattr(transformers, kind).from_pretrained(str(self.companions))
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"{self.companions}: no {what} that transformers can load ({reason})") from error
-        finally:
-            logging.set_verbosity(level)
+        if kind not in self.opened:
+            self.opened[kind] = load_beside(self.companions, kind)
         return self.opened[kind]
 
 
 def _kind(config: Mapping[str, Any], split: Split) -> tuple[Kind, bool]:
     """The kind of task, and whether its head is zero-shot: from the model's class; from the data, if it has none."""
-    architecture = str((config.get("architectures") or [""])[0])
+    architecture = first_architecture(config)
     if "ForImageClassification" in architecture:
         return "image-classification", False
     if "ForSequenceClassification" in architecture:

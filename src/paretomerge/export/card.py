@@ -10,18 +10,23 @@ from typing import Any
 
 import yaml
 
+from paretomerge.plain_text import printable
+from paretomerge.weights.heads import NO_HEAD
+
 METRICS = ("<!-- paretomerge: metrics -->", "<!-- paretomerge: end of metrics -->")
 """Around the part of a front's card that ``evaluate`` writes anew."""
 
 
-def model_card(provenance: Mapping[str, Any]) -> str:
+def model_card(provenance: Mapping[str, Any], loading: Sequence[str] = ()) -> str:
     """A README.md with Hugging Face metadata: what was merged, how, at which preference, and how good it is.
 
     Args:
         provenance: method, settings, sources, versions; ``preference`` of a pick; ``kind`` ``"front"``; ``metrics``: lines
             {task, metric, value, how} of a model (of a front, the one at equal preference that its folder is), for the table
             and the hub's model index; ``table``: of a front, the lines of its table as ``metrics_table`` makes them;
-            ``adapter_of``: of an adapter, the model that it is for.
+            ``adapter_of``: of an adapter, the model that it is for; ``head``: where tasks have heads, the task whose head the
+            model has, or ``"none"``.
+        loading: lines of Python that load it.
     """
     sources = provenance.get("sources", {})
     base = sources.get("base", {}).get("path")
@@ -32,6 +37,14 @@ def model_card(provenance: Mapping[str, Any]) -> str:
     if preference := provenance.get("preference"):
         shares = ", ".join(f"{_text(task)} {share:.1%}" for task, share in preference.items())
         lines += [f"Preference: {shares}.", ""]
+    if head := provenance.get("head"):
+        lines += [
+            "No task's head is in this folder: it is a model of the base's own class, and loaded with a class that adds a head "
+            "(`AutoModelFor…`) it would get a random one." if head == NO_HEAD else
+            f"With the head of task **{_text(head)}**: the model is for this task.", "",
+        ]  # fmt: skip
+    if loading:
+        lines += ["```python", *loading, "```", ""]
     if provenance.get("kind") == "front":
         preference = ",".join(f"{task}={2 if place == 0 else 1}" for place, task in enumerate(experts))
         lines += [
@@ -82,7 +95,7 @@ def _metadata(provenance: Mapping[str, Any], named: Sequence[str]) -> list[str]:
 
 
 def _index(method: str, metrics: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The lines of the hub's model index: what was measured, an interpolated number is no result."""
+    """The lines of the hub's model index: what was measured, an estimate is no result."""
     results = [
         {
             "task": {"type": "other", "name": m["task"]},
@@ -122,7 +135,7 @@ def renewed(card: str, method: str, table: Sequence[str], metrics: Sequence[Mapp
 
 def _cached(path: str) -> str | None:
     """The repository whose snapshot in the hub's cache this is."""
-    found = re.search(r"models--([^/\\]+)[/\\]snapshots[/\\]", path)
+    found = re.search(r"models--([\w.-]+)[/\\]snapshots[/\\]", path)  # it goes into YAML as it is
     return found[1].replace("--", "/", 1) if found else None
 
 
@@ -154,15 +167,15 @@ def _recipe(method: str, base: Any, experts: Mapping[str, Any], settings: Mappin
 
 def _text(value: object) -> str:
     """Text that Markdown and HTML show as it is, on one line."""
-    text = " ".join(str(value).split())
-    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("|", "\\|"), ("`", "\\`"), ("*", "\\*"), ("[", "\\[")):
+    text = printable(" ".join(str(value).split()))
+    for sign, shown in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
         text = text.replace(sign, shown)
-    return text
+    return re.sub(r"([\\|`*\[$])", r"\\\1", text)
 
 
 def _code(value: object) -> str:
     """The same, as code: longer quotes than any that is in it."""
-    text = " ".join(str(value).split()).replace("|", "\\|")
+    text = printable(" ".join(str(value).split())).replace("|", "\\|")
     quotes = "`"
     while quotes in text:
         quotes += "`"

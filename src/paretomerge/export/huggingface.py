@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from paretomerge.export.card import model_card
+from paretomerge.export.loading import loading_code
+from paretomerge.weights.companions import copy_companions
 from paretomerge.weights.lazy import Weights, main_dtype
 from paretomerge.weights.writing import Progress, whole_folder, write_json, write_marker, write_shards
 
 PROVENANCE = "paretomerge.json"
 """The file that says how a folder came about, and marks it as ours."""
-_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py")
-_NOT_COMPANIONS = ("*.index.json", "adapter_config.json", PROVENANCE, "pareto_set.json", "config.json")
 
 
 def write_model(
@@ -43,17 +42,14 @@ def write_model(
     with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:
         write_shards(weights, temporary, shard_bytes=shard_bytes, progress=progress)
         write_companions(temporary, config, companions, weights)
-        (temporary / "README.md").write_text(model_card(provenance), encoding="utf-8")
+        (temporary / "README.md").write_text(model_card(provenance, loading_code(config, temporary)), encoding="utf-8")
         write_marker(temporary / PROVENANCE, provenance)
 
 
 def write_companions(folder: Path, config: Mapping[str, Any], companions: Path | None, weights: Weights) -> None:
     """The files beside the weights that make a folder a model: configuration, tokenizer, generation, processor."""
     if companions and companions.is_dir():
-        for pattern in _COMPANIONS:
-            for file in sorted(companions.glob(pattern)):
-                if file.is_file() and not any(file.match(other) for other in _NOT_COMPANIONS):
-                    shutil.copyfile(file, folder / file.name)
+        copy_companions(companions, folder)
     if config:
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         name = str(main_dtype(weights)).removeprefix("torch.")

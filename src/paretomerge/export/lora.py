@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
 from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import PROVENANCE
+from paretomerge.export.loading import adapter_code
 from paretomerge.weights.adapted import Adapted
 from paretomerge.weights.architecture import empty_model, live_names
 from paretomerge.weights.checkpoint import Checkpoint
+from paretomerge.weights.configuration import architecture
+from paretomerge.weights.finite import finite
 from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.low_rank import LowRank, Truncated
 from paretomerge.weights.writing import whole_folder, write_json, write_marker, write_safetensors
@@ -61,7 +65,8 @@ def write_lora(
     def smaller(name: str) -> LowRank:
         if rank is None:
             return pair(name)
-        found = pair(name).truncated(rank)
+        with of_tensor(name):
+            found = pair(name).truncated(rank)
         losses[name] = found._replace(product=LowRank(torch.empty(0), torch.empty(0)))
         return found.product
 
@@ -69,7 +74,8 @@ def write_lora(
     with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:
         write_safetensors(tensors, temporary / "adapter_model.safetensors")
         write_json(temporary / "adapter_config.json", adapter)
-        (temporary / "README.md").write_text(model_card({**provenance, "adapter_of": base_model}), encoding="utf-8")
+        code = [] if head else adapter_code(config, base_model)
+        (temporary / "README.md").write_text(model_card({**provenance, "adapter_of": base_model}, code), encoding="utf-8")
         write_marker(temporary / PROVENANCE, provenance)
     total = sum(each.total for each in losses.values())
     return (sum(each.lost for each in losses.values()) / total) ** 0.5 if total else 0.0
@@ -101,43 +107,44 @@ def adapter_files(
 ) -> tuple[Weights, dict[str, Any]]:
     """What adapter_model.safetensors and adapter_config.json hold: lora_B = L, lora_A = R, scaling 1 (see ``write_lora``).
 
+    All modules get the same rank r = alpha: zeros fill up smaller factors. Not every engine reads ranks and scalings per
+    module (``rank_pattern``, ``alpha_pattern``): llama.cpp divides one alpha by each tensor's own rank, vLLM reads no pattern.
+
     Both are transposed for Conv1D, which stores (in, out), and for embeddings, whose factors have names of their own.
     ``pair`` is asked once for the ranks, and again for the tensors when they are read.
     """
     model = empty_model(config)
     modules = {path: type(module).__name__ for path, module in model.named_modules()}
     live = live_names(names, model)
-    infos: dict[str, TensorInfo] = {}
-    readers: dict[str, Callable[[], Tensor]] = {}
-    ranks: dict[str, int] = {}
-    kinds = set()
+    kinds: dict[str, str] = {}
+    paths: dict[str, str] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    rank = 1
     for name in names:
         path = live.get(name, name).removesuffix(".weight")
         kind = modules.get(path)
         if kind not in ("Linear", "Conv1D", "Embedding") or not name.endswith(".weight"):
             raise UserError(
-                f"{name}: is {f'a {kind}' if kind else 'no module'} of {config['architectures'][0]}; LoRA adapts Linear, "
+                f"{name}: is {f'a {kind}' if kind else 'no module'} of {architecture(config)}; LoRA adapts Linear, "
                 "Conv1D and Embedding only: pick a checkpoint instead, or fit with other targets"
             )
         if kind == "Embedding" and model.get_output_embeddings() and getattr(model.config, "tie_word_embeddings", False):
             raise UserError(f"{name}: is tied to the output, which an adapter would not change: pick a checkpoint instead")
-        kinds.add(kind)
         left, right = pair(name)  # ΔW = left @ right as the base stores W
-        r, m, n = left.shape[1], left.shape[0], right.shape[1]
-        ranks[path] = r
-        a, b = ("lora_embedding_A", "lora_embedding_B") if kind == "Embedding" else ("lora_A.weight", "lora_B.weight")
-        a, b = f"base_model.model.{path}.{a}", f"base_model.model.{path}.{b}"
-        if kind == "Linear":
-            shapes = (r, n), (m, r)
-            readers[a], readers[b] = partial(_factor, pair, name, 1, False), partial(_factor, pair, name, 0, False)
-        else:
-            shapes = (r, m), (n, r)
-            readers[a], readers[b] = partial(_factor, pair, name, 0, True), partial(_factor, pair, name, 1, True)
-        infos[a], infos[b] = (TensorInfo(shape, torch.float32) for shape in shapes)
+        kinds[name], paths[name], shapes[name] = kind, path, (left.shape[0], right.shape[1])
+        rank = max(rank, left.shape[1])
+    infos: dict[str, TensorInfo] = {}
+    readers: dict[str, Callable[[], Tensor]] = {}
+    for name, (m, n) in shapes.items():
+        embedding, transposed = kinds[name] == "Embedding", kinds[name] != "Linear"
+        a, b = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
+        a, b = f"base_model.model.{paths[name]}.{a}", f"base_model.model.{paths[name]}.{b}"
+        readers[a] = partial(_factor, pair, name, rank, "left" if transposed else "right", transposed)
+        readers[b] = partial(_factor, pair, name, rank, "right" if transposed else "left", transposed)
+        infos[a] = TensorInfo((rank, m if transposed else n), torch.float32)
+        infos[b] = TensorInfo((n if transposed else m, rank), torch.float32)
     own = Weights.of({f"base_model.model.{name}": tensor for name, tensor in (head or {}).items()})
-    rank = max(ranks.values())
-    smaller = {path: r for path, r in ranks.items() if r != rank}
-    return own.replacing(infos, lambda name: readers[name]()), {
+    return finite(own.replacing(infos, lambda name: readers[name]())), {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if _is_causal(config) else None,
         "base_model_name_or_path": base_model,
@@ -146,21 +153,25 @@ def adapter_files(
         "lora_alpha": rank,  # scaling α / r = 1
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": "Conv1D" in kinds,
-        "target_modules": sorted(ranks),
-        "rank_pattern": smaller,
-        "alpha_pattern": smaller,
+        "fan_in_fan_out": "Conv1D" in kinds.values(),
+        "target_modules": sorted(paths.values()),
         "modules_to_save": sorted({name.rsplit(".", 1)[0] for name in head}) if head else None,
         "use_rslora": False,
         "use_dora": False,
     }
 
 
-def _factor(pair: PairOf, name: str, which: int, transposed: bool) -> Tensor:
-    factor = tuple(pair(name))[which]
+def _factor(pair: PairOf, name: str, rank: int, side: Literal["left", "right"], transposed: bool) -> Tensor:
+    """L (m, r) or R (r, n) of a matrix, filled up with zeros to ``rank``, transposed if so."""
+    found = pair(name)
+    missing = rank - found.rank
+    if side == "left":
+        factor = torch.nn.functional.pad(found.left, (0, missing))
+    else:
+        factor = torch.nn.functional.pad(found.right, (0, 0, 0, missing))
     return (factor.T if transposed else factor).contiguous()
 
 
 def _is_causal(config: Mapping[str, Any]) -> bool:
     """Whether AutoPeftModelForCausalLM can load the adapter; other classes need no such word."""
-    return str(config["architectures"][0]).endswith(("ForCausalLM", "LMHeadModel"))
+    return architecture(config).endswith(("ForCausalLM", "LMHeadModel"))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paretomerge import preferences
+from paretomerge.decompositions import eigh, of_tensor, qr
 from paretomerge.errors import UserError
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.sets.factors import Factors, folded
@@ -99,10 +100,11 @@ def pareto_merging(
 
     def decomposed(number: int, members: Members) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-        if (found := thin(experts, members)) is not None:
-            return _tucker2_of_products(found, n_tasks * lam, rank, sweeps, generator)
-        slices = _deviations(experts, members, n_tasks * lam, kept)
-        return tucker2(slices, n_tasks, _shape(experts, members), rank, sweeps, generator)
+        with of_tensor(members[0][0]):
+            if (found := thin(experts, members)) is not None:
+                return _tucker2_of_products(found, n_tasks * lam, rank, sweeps, generator)
+            slices = _deviations(experts, members, n_tasks * lam, kept)
+            return tucker2(slices, n_tasks, _shape(experts, members), rank, sweeps, generator)
 
     for (target, members), (a, cores, b, norms) in zip(chosen.items(), _side_by_side(experts, chosen, decomposed), strict=True):
         factors[target] = Factors(a, cores.float(), b, members)
@@ -150,7 +152,10 @@ def tucker2(
     wide = min(r + _OVERSAMPLING, m, n)
     norms = torch.zeros(n_tasks, dtype=torch.float64)
     for _, d in slices():
-        norms += torch.linalg.vector_norm(d, dim=2).double().square().sum(1)
+        length = torch.linalg.vector_norm(d, dim=2)
+        if not torch.isfinite(length.sum()):  # entries whose squares fp32 does not hold
+            length = torch.linalg.vector_norm(d, dim=2, dtype=torch.float64)
+        norms += length.double().square().sum(1)
 
     def times_b(b: Tensor) -> Tensor:  # [D_1 Bᵀ … D_K Bᵀ]: (m, K·s)
         out = torch.empty(m, n_tasks * b.shape[0])
@@ -242,8 +247,8 @@ def _tucker2_of_products(
     With L = Q S and Rᵀ = P T (QR), v_k = Q (S[:, c_k] T[:, c_k]ᵀ) Pᵀ: everything happens between Q and Pᵀ, in s × s.
     """
     columns = vectors.columns()
-    q, s = torch.linalg.qr(vectors.left.double())
-    p, t = torch.linalg.qr(vectors.right.double().T)
+    q, s = qr(vectors.left.double())
+    p, t = qr(vectors.right.double().T)
     inner = torch.stack([s[:, c] @ t[:, c].T for c in columns])
     inner = (inner - inner.mean(0)) * factor
     shape = (inner.shape[1], inner.shape[2])
@@ -305,14 +310,14 @@ def _leading(matrix: Tensor, count: int) -> Tensor:
     """The ``count`` leading left singular vectors of (m, c), orthonormal even where the matrix has lower rank."""
     wide = matrix.double()
     if matrix.shape[1] > matrix.shape[0]:
-        vectors = torch.linalg.eigh(wide @ wide.T)[1].flip(1)[:, :count]
+        vectors = eigh(wide @ wide.T)[1].flip(1)[:, :count]
     else:
-        vectors = wide @ torch.linalg.eigh(wide.T @ wide)[1].flip(1)[:, :count]
+        vectors = wide @ eigh(wide.T @ wide)[1].flip(1)[:, :count]
     if vectors.shape[1] < count:  # fewer columns than vectors asked for: any orthonormal completion will do
         generator = torch.Generator().manual_seed(0)
         extra = torch.randn(len(vectors), count - vectors.shape[1], generator=generator, dtype=torch.float64)
         vectors = torch.cat([vectors, extra * vectors.norm() * 1e-12], 1)
-    return torch.linalg.qr(vectors)[0].float()
+    return qr(vectors)[0].float()
 
 
 def _mixed(factors: Factors, mixing: Tensor) -> Factors:

@@ -15,8 +15,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -36,6 +34,8 @@ from paretomerge.fitting.processes import summed, world
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from paretomerge.fitting.scalarization import relative_weight, scalarization
 from paretomerge.fitting.settings import Settings
+from paretomerge.signals import handled
+from paretomerge.strict_json import as_json
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.writing import write_json, write_safetensors
@@ -76,7 +76,7 @@ def fit_(
         report: called after each step.
 
     Raises:
-        Stopped: SIGINT or SIGTERM came (to any process); the state is saved in ``folder``.
+        Stopped: SIGINT, SIGTERM or SIGHUP came (to any process); the state is saved in ``folder``.
         UserError: nothing to resume, or a run with other settings; a threshold that leaves no task in a step; an objective
             that is not finite.
     """
@@ -151,10 +151,10 @@ def fit_(
                 break
             if checkpoint:
                 save(done)
-            if float(summed(torch.tensor([float(stop.is_set())]), device)):  # one process asked to stop stops them all
+            if float(summed(torch.tensor([float(bool(stop))]), device)):  # one process asked to stop stops them all
                 save(done)
                 hint = f"; go on with --resume (state in {folder})" if folder else ""
-                raise Stopped(f"stopped after step {done} of {settings.steps}{hint}")
+                raise Stopped(f"stopped after step {done} of {settings.steps}{hint}", *stop[:1])
     if held_out and best_phi is not None and best < math.inf:
         learned.phi.copy_(best_phi)
 
@@ -185,7 +185,7 @@ class _Run:
 
     def log(self, line: Mapping[str, Any]) -> None:
         with _written(self.folder), open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(as_json(line, indent=None) + "\n")
 
     def save(
         self, done: int, learned: Fittable, optimizer: torch.optim.Adam, phi: nn.Parameter, best: float, waited: int,
@@ -289,18 +289,11 @@ def _restore(
 
 
 @contextmanager
-def _stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set, so that a step is never cut in two; outside the main thread, never set."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.signal(number, lambda *_: event.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop_requested() -> Iterator[list[int]]:
+    """The signals that have asked to stop, so that a step is never cut in two; outside the main thread none is seen."""
+    came: list[int] = []
+    with handled(lambda number, _: came.append(number)):
+        yield came
 
 
 def _parts(losses: Losses, seed: int, step: int, k: int) -> Iterable[Part]:

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from paretomerge.decompositions import solve_from_right, svd
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.features import FeaturePoint, feature_point
@@ -268,7 +269,7 @@ def rotation(cross: Tensor) -> Tensor:
     Directions that the inputs leave open turn as little as they can: a small multiple of the identity is added.
     """
     eye = torch.eye(len(cross), dtype=cross.dtype)
-    u, _, vh = torch.linalg.svd(cross + 1e-9 * torch.linalg.matrix_norm(cross) * eye)
+    u, _, vh = svd(cross + 1e-9 * torch.linalg.matrix_norm(cross) * eye)
     return u @ vh
 
 
@@ -290,7 +291,7 @@ class _KeptApart:
         w = self.eye
         if beta is not None:
             scale = beta * self.scale
-            w = torch.linalg.solve(self.c + scale * self.eye, self.t + scale * self.turn, left=False)
+            w = solve_from_right(self.c + scale * self.n_tasks * self.eye, self.t + scale * self.turn)  # of sums over the tasks
         return 1 + float(((w @ self.merged) * w).sum() - 2 * (w * self.cross).sum()) / self.n_tasks
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import eigh, non_negative_least_squares
 from paretomerge.errors import UserError
 from paretomerge.fitting.epo import Tell, exact_pareto
 
@@ -94,10 +95,8 @@ def shortest(gram: Tensor) -> Tensor:
     For x ≥ 0 of sum s, min ‖Σ x_k g_k‖² + (s − 1)² is s²ρ² + (s − 1)² with ρ the length sought, so its x is a multiple of
     w: one exact non-negative least squares problem, where Frank and Wolfe's steps (torchjd's) take long to come near.
     """
-    from scipy.optimize import nnls
-
     root = np.vstack([_root(gram), np.ones((1, len(gram)))])
-    x, _ = nnls(root, np.eye(len(root))[-1])
+    x = non_negative_least_squares(root, np.eye(len(root))[-1])
     return torch.from_numpy(x / x.sum())
 
 
@@ -151,13 +150,12 @@ def _projector() -> DualConeProjector:
     min vᵀGv over v ≥ u is min ‖√G s + √G u‖² over s ≥ 0, with v = u + s. As there, a little on G's diagonal keeps the weight of
     a gradient that is nearly zero from growing without bound.
     """
-    from scipy.optimize import nnls
     from torchjd.linalg import DualConeProjector
 
     class Projector(DualConeProjector):
         def __call__(self, U: Tensor, G: Tensor) -> Tensor:
             root = _root(G + 1e-6 * torch.eye(len(G)))
-            rows = [u + nnls(root, -root @ u)[0] for u in U.reshape(-1, len(G)).numpy()]
+            rows = [u + non_negative_least_squares(root, -root @ u) for u in U.reshape(-1, len(G)).numpy()]
             return torch.from_numpy(np.stack(rows)).reshape(U.shape)
 
     return Projector()
@@ -165,6 +163,6 @@ def _projector() -> DualConeProjector:
 
 def _root(gram: Tensor) -> np.ndarray:
     """R with RᵀR = G."""
-    values, vectors = torch.linalg.eigh(gram.double())
+    values, vectors = eigh(gram.double())
     root: np.ndarray = (values.clamp(min=0).sqrt()[:, None] * vectors.T).numpy()
     return root

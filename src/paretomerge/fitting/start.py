@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from paretomerge.decompositions import qr
 from paretomerge.errors import UserError
 from paretomerge.fitting.closed_form import pareto_merging
 from paretomerge.fitting.learned import Learned, Target
@@ -75,6 +76,6 @@ def _widened(solution: Factors, rank: int, generator: torch.Generator) -> Factor
 
     def completed(a: Tensor) -> Tensor:
         more = torch.randn(a.shape[0], rank - a.shape[1], generator=generator).to(a)
-        return torch.cat([a, torch.linalg.qr(torch.cat([a, more], 1))[0][:, a.shape[1] :]], 1)
+        return torch.cat([a, qr(torch.cat([a, more], 1))[0][:, a.shape[1] :]], 1)
 
     return replace(solution, a=completed(solution.a), g=g, b=completed(solution.b.T).T)

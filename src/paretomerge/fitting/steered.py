@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paretomerge import preferences
+from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.learned import Learned
@@ -210,7 +211,8 @@ def keep(
         m, n = matrix_shape(infos[name].shape)
         if rank is not None and 0 < rank * (m + n) < m * n:
             generator = torch.Generator().manual_seed(seed_of(seed, number, 4))
-            factors = [part.to(as_stored) for part in truncated_svd(v.view(len(v), m, n), rank, generator)]
+            with of_tensor(name):
+                factors = [part.to(as_stored) for part in truncated_svd(v.view(len(v), m, n), rank, generator)]
             left[name], right[name] = (part.cpu().contiguous() for part in factors)
             near = (factors[0].to(v) @ factors[1].to(v)).view_as(v)
         else:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from paretomerge.decompositions import eigh
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.merges.in_turn import Room, Turn, in_turn, moved, not_finite
@@ -160,7 +161,7 @@ def _plan(turn: Turn, predictions: str, text_head: Tensor | None) -> tuple[str, 
             return "sampled", 0.0
         if not torch.isfinite(p).all():
             raise not_finite(turn)
-        values += [torch.linalg.eigvalsh(_covariance(each)) for each in p]
+        values += [eigh(_covariance(each))[0] for each in p]
     ordered = torch.cat(values).sort().values
     left_out = int((ordered.cumsum(0) <= _NEGLIGIBLE * ordered.sum()).sum())
     return "exact", float(ordered[left_out - 1]) if left_out else 0.0
@@ -173,7 +174,7 @@ def _covariance(p: Tensor) -> Tensor:
 
 def _roots(p: Tensor, smallest: float) -> list[Tensor]:
     """Rows l, (1, classes), with Σ lᵀl = diag(p) − ppᵀ but for eigenvalues up to ``smallest``."""
-    values, vectors = torch.linalg.eigh(_covariance(p))
+    values, vectors = eigh(_covariance(p))
     return [
         (value.sqrt() * vector)[None] for value, vector in zip(values, vectors.T, strict=True) if value > max(smallest, 1e-12)
     ]

@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
 from paretomerge.merges.random_drop import dropout
 from paretomerge.merges.spectral import orthogonal_triplets
-from paretomerge.merges.threshold import magnitude_thresholds
-from paretomerge.merges.ties import trim_
+from paretomerge.merges.threshold import Threshold, magnitude_thresholds
+from paretomerge.merges.ties import trimmer
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.roles import is_matrix
@@ -93,13 +94,13 @@ def _plain(experts: Experts, density: float | None, seed: int) -> _Read:
 
 
 def _ties(experts: Experts, density: float | None, seed: int) -> _Read:
-    thresholds: list[float] = []
+    thresholds: list[Threshold] = []
 
     def read(name: str) -> Tensor:
         if not thresholds:  # a pass over the whole model, when it is first needed
             kept = 0.2 if density is None else density
             thresholds.extend(magnitude_thresholds(experts, experts.merged, [kept] * len(experts)))
-        v = trim_(experts.task_vectors(name), thresholds)
+        v = trimmer(thresholds, name)(experts.task_vectors(name))
         if not v.numel():
             return v
         elected = weighted_sum(v, torch.ones(len(v))).sign_()
@@ -129,7 +130,8 @@ def _tsv(experts: Experts, density: float | None, seed: int) -> _Read:
             raise experts.not_finite(name)
         if not is_matrix(name, v.shape[1:]):
             return v / len(v)
-        u, s, v_t = orthogonal_triplets(v)
+        with of_tensor(name):
+            u, s, v_t = orthogonal_triplets(v)
         kept = len(s) // len(v)
         parts = [slice(k * kept, (k + 1) * kept) for k in range(len(v))]
         return torch.stack([(u[:, part] * s[part]) @ v_t[part] for part in parts])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paretomerge.decompositions import cholesky, of_tensor
 from paretomerge.errors import UserError
 from paretomerge.evaluation.tasks import Task
 from paretomerge.merges.in_turn import Room, Turn, in_turn, moved, not_finite
@@ -236,8 +237,9 @@ def _solve(
         s /= scale[:, None] * scale
         ridge = 0.0
         while True:
-            factor, failed = torch.linalg.cholesky_ex(s)
-            if not failed and float((factor.diagonal().min() / factor.diagonal().max()) ** 2) > _WORST:
+            with of_tensor(leader):
+                factor, definite = cholesky(s)
+            if definite and float((factor.diagonal().min() / factor.diagonal().max()) ** 2) > _WORST:
                 break
             s.diagonal().add_((10 * ridge or _RIDGE) - ridge)
             ridge = 10 * ridge or _RIDGE

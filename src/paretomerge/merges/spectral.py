@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import svd
 from paretomerge.merges.streaming import by_tensor
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
@@ -58,18 +59,18 @@ def iso_c(experts: Experts, *, scale: float = 1.0) -> Weights:
     def combine(name: str, base: Tensor, v: Tensor) -> Tensor:
         if not is_matrix(name, base.shape):
             return base + scale * v.mean(0)
-        u, s, v_t = torch.linalg.svd(v.sum(0), full_matrices=False)
+        u, s, v_t = svd(v.sum(0))
         return base + scale * s.mean() * (u @ v_t)
 
     return by_tensor(experts, combine)
 
 
 def _svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    u, s, v_t = torch.linalg.svd(matrix, full_matrices=False)
+    u, s, v_t = svd(matrix)
     return u[:, :rank], s[:rank], v_t[:rank]
 
 
 def _nearest_orthonormal(matrix: Tensor) -> Tensor:
     """The closest matrix with orthonormal columns (Procrustes): P Qᵀ for the SVD P S Qᵀ."""
-    p, _, q_t = torch.linalg.svd(matrix, full_matrices=False)
+    p, _, q_t = svd(matrix)
     return p @ q_t

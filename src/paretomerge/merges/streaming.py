@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import PART, Weights, matrix_shape
@@ -65,7 +66,8 @@ def by_tensor(experts: Experts, combine: Callable[[str, Tensor, Tensor], Tensor]
         task_vectors = experts.task_vectors(name)
         if not torch.isfinite(task_vectors).all():  # a decomposition would fail without saying where
             raise experts.not_finite(name)
-        merged = combine(name, experts.base[name].to(wide), task_vectors).to(info.dtype)
+        with of_tensor(name):
+            merged = combine(name, experts.base[name].to(wide), task_vectors).to(info.dtype)
         if not torch.isfinite(merged.to(wide)).all():
             raise experts.not_finite(name)
         return merged

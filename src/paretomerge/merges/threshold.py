@@ -1,4 +1,7 @@
-"""The magnitude that a given share of a task vector's entries exceed: exact, in one streamed pass or two, without sorting.
+"""What a trim by magnitude keeps of a task vector: exactly the share that is asked for, found in a few streamed passes.
+
+Many entries may have the magnitude at which the share ends (differences of bf16 numbers take few values). Of these the first
+are kept, in the order of the tensors and of the entries of each, as a stable sort by magnitude would have it.
 
 Of positive floats the bit patterns are in the order of the numbers. So numbers are counted by their pattern, a histogram says
 in which cell the wanted one lies, and if a cell holds several patterns, the next pass counts those (a radix select). Memory is
@@ -8,7 +11,8 @@ bounded, whatever the size of the model.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,19 +34,38 @@ Bracket = tuple[float, float]
 """Magnitudes between which the wanted one lies, both included."""
 
 
-def magnitude_thresholds(experts: Experts, names: Sequence[str], density: Sequence[float]) -> list[float]:
-    """t_k, the ⌊density_k · N⌋-th largest |v_k| of the N entries of the named tensors (0 for all; at least one is kept).
+class Threshold(NamedTuple):
+    """Where a trim ends: every entry of a larger magnitude is kept, and of those that have this one the first few."""
 
-    A sample of rows brackets each t_k; one pass over the data then counts what lies above the bracket, and by its bits what
-    lies inside, about one entry in a hundred. If that does not single out a number, another pass looks at the cell that is
-    left. A bracket that missed is widened.
+    magnitude: float
+    ties: Mapping[str, int] | None = None
+    """Name of a tensor -> how many of its entries that have this magnitude are kept, the first (none: 0). None: all are."""
+
+    def in_tensor(self, name: str) -> float:
+        """How many entries of this magnitude are kept in a tensor."""
+        return math.inf if self.ties is None else self.ties.get(name, 0)
+
+
+def magnitude_thresholds(experts: Experts, names: Sequence[str], density: Sequence[float]) -> list[Threshold]:
+    """For each task k what keeps the ⌊density_k · N⌋ largest of the N entries |v_k| of the named tensors (one at the least).
+
+    A sample of rows brackets each threshold; one pass over the data then counts what lies above the bracket, and by its bits
+    what lies inside, about one entry in a hundred. If that does not single out a number, or not all entries that have it are
+    kept and it must be known which tensors they are in, another pass looks at what is left. A bracket that missed is widened.
+
+    Args:
+        experts: base and experts.
+        names: of tensors, in the order in which equal entries are kept.
+        density: for each task.
     """
     total = sum(experts.infos[name].numel for name in names)
     wanted = [min(total, max(math.floor(d * total), int(d > 0))) for d in density]
-    settled = {k: math.inf if count == 0 else 0.0 for k, count in enumerate(wanted) if count in (0, total)}
+    settled = {k: Threshold(math.inf if count == 0 else 0.0) for k, count in enumerate(wanted) if count in (0, total)}
     if total <= _GATHER:
         magnitudes = _sample(experts, names, stride=1)
-        settled = {k: _largest(magnitudes[k], count) for k, count in enumerate(wanted) if k not in settled} | settled
+        sizes = [experts.infos[name].numel for name in names]
+        open_tasks = [k for k in range(len(wanted)) if k not in settled]
+        settled |= {k: _sorted(magnitudes[k], wanted[k], names, sizes) for k in open_tasks}
     sample: list[NDArray[np.floating]] | None = None
     half_width, narrower = 0.005, dict[int, Bracket]()
     while len(settled) < len(wanted):
@@ -54,7 +77,7 @@ def magnitude_thresholds(experts: Experts, names: Sequence[str], density: Sequen
         settled.update(found)
         # what is not even between 0 and ∞ is NaN: nothing is trimmed then, and the merge will name the tensor
         everything = [k for k, bracket in brackets.items() if bracket == (0.0, math.inf)]
-        settled.update({k: math.nan for k in everything if k not in found and k not in narrower})
+        settled.update({k: Threshold(math.nan) for k in everything if k not in found and k not in narrower})
         half_width *= 8
     return [settled[k] for k in range(len(wanted))]
 
@@ -84,11 +107,11 @@ def _bracket(sample: NDArray[np.floating], quantile: float, half_width: float) -
 
 def _select(
     experts: Experts, names: Sequence[str], wanted: Sequence[int], brackets: dict[int, Bracket]
-) -> tuple[dict[int, float], dict[int, Bracket]]:
+) -> tuple[dict[int, Threshold], dict[int, Bracket]]:
     """From one pass over the data, of the tasks whose bracket is right: the thresholds, and the narrower brackets of others."""
     above = dict.fromkeys(brackets, 0)
-    at_high = dict.fromkeys(brackets, 0)
-    at_low = dict.fromkeys(brackets, 0)
+    at_high: dict[int, dict[str, int]] = {k: dict.fromkeys(names, 0) for k in brackets}
+    at_low: dict[int, dict[str, int]] = {k: dict.fromkeys(names, 0) for k in brackets}
     wide = any(experts.wide(name) == torch.float64 for name in names)
     dtype: np.dtype[np.floating] = np.dtype(np.float64) if wide else np.dtype(np.float32)
     inside = {k: _Histogram(low, high, dtype) for k, (low, high) in brackets.items()}
@@ -99,24 +122,37 @@ def _select(
                 size = task_vectors[k].abs_().numpy()
                 above[k] += int(np.count_nonzero(size > high))
                 # many equal values (bf16 differences) may sit at an end: they are counted, not collected
-                at_high[k] += int(np.count_nonzero(size == high))
-                at_low[k] += int(np.count_nonzero(size == low)) if low < high else 0
-                inside[k].add(size[(size > low) & (size < high)])
-    found, narrower = {}, {}
+                at_high[k][name] += int(np.count_nonzero(size == high))
+                if low < high:
+                    at_low[k][name] += int(np.count_nonzero(size == low))
+                    inside[k].add(size[(size > low) & (size < high)])
+    found, narrower = dict[int, Threshold](), dict[int, Bracket]()
     for k, (low, high) in brackets.items():
-        rank = wanted[k] - above[k]
-        count = inside[k].total
-        if 0 < rank <= at_high[k]:
-            found[k] = high
-        elif 0 < rank - at_high[k] <= count:
-            first, last = inside[k].cell_of(rank - at_high[k])
-            if first == last:
-                found[k] = first
-            else:
+        rank = wanted[k] - above[k]  # among what is not above the bracket
+        below_high = rank - sum(at_high[k].values())
+        below_inside = below_high - inside[k].total
+        if rank > 0 >= below_high:
+            found[k] = Threshold(high, _first(at_high[k], rank))
+        elif below_high > 0 >= below_inside:
+            first, last, rank_in_cell, count = inside[k].cell_of(below_high)
+            if first < last or (rank_in_cell < count and len(names) > 1):
                 narrower[k] = first, last
-        elif 0 < rank - at_high[k] - count <= at_low[k]:
-            found[k] = low
+            else:
+                found[k] = Threshold(first, None if rank_in_cell == count else {names[0]: rank_in_cell})
+        elif 0 < below_inside <= sum(at_low[k].values()):
+            found[k] = Threshold(low, _first(at_low[k], below_inside))
     return found, narrower
+
+
+def _first(counts: Mapping[str, int], kept: int) -> dict[str, int] | None:
+    """Name -> how many are kept, of as many equal entries in each tensor: the first ``kept`` of them all. None: all are."""
+    if kept == sum(counts.values()):
+        return None
+    shares = {}
+    for name, count in counts.items():
+        if share := min(count, kept):
+            shares[name], kept = share, kept - share
+    return shares
 
 
 class _Histogram:
@@ -140,15 +176,17 @@ class _Histogram:
         if self._collected > _COLLECTED:
             self._count()
 
-    def cell_of(self, rank: int) -> Bracket:
-        """The smallest and the largest number of the cell in which the ``rank``-th largest (1: the largest) lies."""
+    def cell_of(self, rank: int) -> tuple[float, float, int, int]:
+        """Of the cell in which the ``rank``-th largest (1: the largest) lies: its ends, the rank in it, and its count."""
         self._count()
         from_above = self._counts[::-1].cumsum()
-        cell = len(self._counts) - 1 - int(np.searchsorted(from_above, rank))
+        place = int(np.searchsorted(from_above, rank))
+        cell = len(self._counts) - 1 - place
         first = self._first + (cell << self._shift)
         last = min(self._last, first + (1 << self._shift) - 1)
         low, high = np.array([first, last], self._int).view(self._float).tolist()
-        return low, high
+        count = int(self._counts[cell])
+        return low, high, rank - int(from_above[place]) + count, count
 
     def _count(self) -> None:
         if self._parts:
@@ -157,6 +195,9 @@ class _Histogram:
         self._parts, self._collected = [], 0
 
 
-def _largest(values: NDArray[np.floating], rank: int) -> float:
-    """The ``rank``-th largest value (1: the largest)."""
-    return float(np.partition(values, len(values) - rank)[len(values) - rank])
+def _sorted(values: NDArray[np.floating], count: int, names: Sequence[str], sizes: Sequence[int]) -> Threshold:
+    """The same from all magnitudes, those of one tensor after those of another."""
+    magnitude = np.partition(values, len(values) - count)[len(values) - count]
+    each = np.split(values == magnitude, np.cumsum(sizes)[:-1])
+    equal = {name: int(np.count_nonzero(part)) for name, part in zip(names, each, strict=True)}
+    return Threshold(float(magnitude), _first(equal, count - int(np.count_nonzero(values > magnitude))))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from paretomerge.errors import UserError
 from paretomerge.merges.consensus import elect_and_merge
 from paretomerge.merges.streaming import PerTask, Rule, by_rows, per_task
-from paretomerge.merges.threshold import magnitude_thresholds
+from paretomerge.merges.threshold import Threshold, magnitude_thresholds
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
@@ -30,10 +31,10 @@ def ties(
 
     Args:
         experts: base and experts.
-        density: share of entries of each v_k that are kept, the largest in magnitude (the paper: 0.2).
+        density: share of entries of each v_k that are kept, the largest in magnitude (the paper: 0.2). Exactly so many:
+            of entries that are equally large the first are kept, by position.
         scale: λ (the paper tunes it on validation data and suggests 1).
         trim: where the share is taken: over the whole ``model``, as in the paper, or per ``tensor``, as mergekit does.
-            Entries as large as the smallest kept are all kept.
         weights: w_k, in election and mean; one number or one per task.
         normalize: disjoint mean, as in the paper; False: disjoint sum.
 
@@ -50,25 +51,54 @@ def ties(
     whole_model = magnitude_thresholds(experts, experts.merged, densities) if trim == "model" else None
 
     def rule_for(name: str) -> Rule:
-        thresholds = whole_model or magnitude_thresholds(experts, [name], densities)
+        trim_ = trimmer(whole_model or magnitude_thresholds(experts, [name], densities), name)
 
         def rule(base: Tensor, v: Tensor) -> Tensor:
-            return elect_and_merge(trim_(v, thresholds), w, normalize=normalize).mul_(scale).add_(base)
+            return elect_and_merge(trim_(v), w, normalize=normalize).mul_(scale).add_(base)
 
         return rule
 
     return by_rows(experts, rule_for)
 
 
-def trim_(v: Tensor, thresholds: list[float]) -> Tensor:
-    """Zero the entries with |v_k| < t_k, in place: v (K, m, n), one threshold per task."""
-    for v_k, threshold in zip(v, thresholds, strict=True):
-        if threshold > 0:
-            # hardshrink keeps |v| > λ; the next number below t makes that |v| ≥ t
-            number = np.dtype(str(v.dtype).removeprefix("torch.")).type  # of both: numpy 1 makes fp64 of one and an int
-            below = np.nextafter(number(threshold), number(0))
-            torch.ops.aten.hardshrink.out(v_k, float(below), out=v_k)
-    return v
+def trimmer(thresholds: Sequence[Threshold], name: str) -> Callable[[Tensor], Tensor]:
+    """What zeroes, in place, the entries of tensor ``name`` that a trim drops.
+
+    Args:
+        thresholds: one per task.
+        name: of the tensor.
+
+    Returns:
+        A function of the tensor's task vectors (K, *shape), or of slices of its rows (K, m, n), each once and in order.
+    """
+    ties_left = [threshold.in_tensor(name) for threshold in thresholds]
+
+    def trim_(v: Tensor) -> Tensor:
+        for k, (v_k, threshold) in enumerate(zip(v, thresholds, strict=True)):
+            if threshold.magnitude > 0:
+                ties_left[k] -= _trim_(v_k, threshold.magnitude, ties_left[k])
+        return v
+
+    return trim_
+
+
+def _trim_(v: Tensor, magnitude: float, ties_left: float) -> int:
+    """Zero what is smaller, and all but the first ``ties_left`` entries of just this magnitude; how many of those are kept."""
+    number = np.dtype(str(v.dtype).removeprefix("torch.")).type  # of both: numpy 1 makes fp64 of one and an int
+    edge, kept = number(magnitude), 0
+    if float(edge) != magnitude:  # the threshold is an entry of a tensor in fp64 and this one is in fp32: none is equal
+        edge, ties_left = edge if float(edge) > magnitude else np.nextafter(edge, number(math.inf)), math.inf
+    if 0 < ties_left < math.inf:
+        tied = (v.abs() == float(edge)).flatten()
+        kept = int(tied.count_nonzero())
+        if kept > ties_left:
+            kept = int(ties_left)
+            tied[tied.nonzero()[:kept]] = False
+            v.masked_fill_(tied.view(v.shape), 0)
+    # hardshrink keeps |v| > λ; the next number below the edge makes that |v| ≥ edge
+    below = edge if ties_left == 0 else np.nextafter(edge, number(0))
+    torch.ops.aten.hardshrink.out(v, float(below), out=v)
+    return kept
 
 
 def trimmed_and_elected(experts: Experts, vectors: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
@@ -83,8 +113,8 @@ def trimmed_and_elected(experts: Experts, vectors: Mapping[str, Tensor], density
         raise UserError("ties must be in [0, 1]: the share of entries that is kept")
     thresholds = magnitude_thresholds(experts, experts.merged, [density] * len(experts))
 
-    def processed(v: Tensor) -> Tensor:
-        kept = trim_(v.clone(), thresholds)
+    def processed(name: str, v: Tensor) -> Tensor:
+        kept = trimmer(thresholds, name)(v.clone())
         return kept * (kept.sign() == kept.sum(0).sign())
 
-    return {name: processed(v) for name, v in vectors.items()}
+    return {name: processed(name, v) for name, v in vectors.items()}

@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from paretomerge.evaluation.estimate import Reading
+from paretomerge.plain_text import printable
 from paretomerge.report.style import BASE, CONFIG, CURRENT, EXPERT, GRID, INK, OTHER, PALE, POINT, axis, layout, style
 from paretomerge.report.tables import Measured, Point, short
 
 Figure = dict[str, Any]
-Values = Mapping[str, tuple[float, bool]]
-"""Task -> (value, whether it was measured): what ``Measured.at`` gives."""
+Values = Mapping[str, Reading]
+"""Task -> what is known of it: what ``Measured.at`` gives."""
 
 
 def plain(text: object) -> str:
     """Text that plotly shows as it is."""
-    return escape(str(text), quote=False)
+    return escape(printable(text), quote=False)
 
 
 def figure(data: list[dict[str, Any]], **changes: Any) -> Figure:
@@ -50,15 +52,16 @@ def pair(of: Measured, x: str, y: str, *, current: Values | None = None, height:
         return empty(f"nothing is measured for {x if x not in of.metrics else y}")
     data = _pair_traces(of, x, y)
     if current and x in current and y in current:
-        known = current[x][1] and current[y][1]
+        known = current[x].measured and current[y].measured
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": "this preference",
-                **_xy(of, x, y, [{task: current[task][0] for task in (x, y)}]),
+                **_xy(of, x, y, [{task: current[task].value for task in (x, y)}]),
+                **{f"error_{name}": _error(of, task, current[task]) for name, task in (("x", x), ("y", y))},
                 "marker": {"symbol": "diamond" if known else "diamond-open", "size": 17, "color": CURRENT,
                            "line": {"color": INK if known else CURRENT, "width": 1.5 if known else 3}},
-                "hovertemplate": f"this preference ({'measured' if known else 'interpolated'})<br>%{{x:.4g}}, %{{y:.4g}}"
-                                 "<extra></extra>",
+                "hovertemplate": f"this preference ({'measured' if known else 'estimated'})<br>"
+                                 f"{_said(of, x, current[x])}, {_said(of, y, current[y])}<extra></extra>",
             }
         )  # fmt: skip
     titles = {task: f"{plain(task)}: {plain(of.metrics[task].label)}" for task in (x, y)}
@@ -69,6 +72,18 @@ def pair(of: Measured, x: str, y: str, *, current: Values | None = None, height:
         yaxis=axis(titles[y], **_direction(of, y)),
         hovermode="closest",
     )
+
+
+def _said(of: Measured, task: str, reading: Reading) -> str:
+    """The value, and an estimate's error."""
+    value = of.metrics[task].text(reading.value)
+    return value if reading.error is None else f"≈ {value} {of.metrics[task].error_text(reading.error)}"
+
+
+def _error(of: Measured, task: str, reading: Reading) -> dict[str, Any]:
+    """The bar of an estimate's error, in the unit of its axis."""
+    error = 0.0 if reading.error is None else of.metrics[task].number(reading.error)
+    return {"type": "data", "array": [error], "visible": not reading.measured, "color": CURRENT, "thickness": 1.5}
 
 
 def _pair_traces(of: Measured, x: str, y: str, *, small: bool = False) -> list[dict[str, Any]]:
@@ -218,10 +233,13 @@ def parallel(of: Measured, *, current: Values | None = None, height: int = 430) 
     if own:
         data.append(line("each task's expert", own, EXPERT, "dot", "triangle-up", 2) | {"connectgaps": False})
     if current:
-        exact = all(measured for _, measured in current.values())
-        values = {task: value for task, (value, _) in current.items()}
+        exact = all(reading.measured for reading in current.values())
+        values = {task: reading.value for task, reading in current.items()}
         symbol = "diamond" if exact else "diamond-open"
-        data.append(line("this preference", values, CURRENT, "solid", symbol, 3.5))
+        texts = [_said(of, task, current[task]) if task in current else "" for task in tasks]
+        label = "this preference" if exact else "this preference (estimated)"
+        own_line = line(label, values, CURRENT, "solid" if exact else "dash", symbol, 3.5)
+        data.append(own_line | {"customdata": [[label, value] for value in texts]})
     title = plain(of.metrics[tasks[0]].label) if same else "worst … best measured"
     direction = _direction(of, tasks[0]) if same else {}
     return figure(

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from paretomerge import preferences
+from paretomerge.errors import UserError
 from paretomerge.sets.pareto_set import ParetoSet
 
 _MOST = 4 * 10**9
@@ -44,10 +45,12 @@ def changes(of: ParetoSet) -> Changes | None:
         for shift in corners:
             if (product := shift.pair(name)) is not None:
                 left, right = (factor.double() for factor in product)
-                each.append(max(0.0, float(((left.T @ left) * (right @ right.T)).sum())))
+                each.append(float(((left.T @ left) * (right @ right.T)).sum()))
             else:
                 each.append(float(shift.add_(name, torch.zeros(infos[name].shape)).double().square().sum()))
-        squares[name] = each
+        if not all(map(math.isfinite, each)):
+            raise UserError(f"{name}: moves by NaN or infinity: the front is damaged (paretomerge verify): fit it again")
+        squares[name] = [max(0.0, square) for square in each]
     order = sorted(squares, key=lambda name: _depth(name))
     return Changes(tasks, _grouped(order, squares, numbers, _layer), _grouped(list(squares), squares, numbers, _kind))
 

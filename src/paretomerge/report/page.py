@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.evaluation.queries import knee
 from paretomerge.front import FACTS, Front
+from paretomerge.plain_text import html as escape
 from paretomerge.provenance import versions
 from paretomerge.report import figures, published
 from paretomerge.report.layers import Changes, changes
 from paretomerge.report.routing import routers_of, routing
 from paretomerge.report.run_log import RunLog, read_run
 from paretomerge.report.tables import Measured, Point, Volume, hypervolume, measured, short, title
+from paretomerge.strict_json import compact_json
 from paretomerge.weights.checkpoint import read_json
 
 _MATRIX = 8
@@ -207,9 +208,9 @@ def _metrics(parts: _Parts, content: Content) -> None:
     singles = [*known.others, *(Point(f"expert {task}", (), values) for task, values in known.experts.items())]
     parts.table(("model", *labels), _cells(known, [*named, *singles]))
     parts.text(
-        "A row is one model. <i>equal</i>: all tasks count alike (the base merge); <i>priority</i>: one task has half of the "
-        "preference; <i>only</i>: one task has all of it. Bold: the best of the column. One number is a mean over seeds where "
-        "several were measured."
+        "A row is one model. <i>equal</i>: all tasks count alike (the base merge); <i>priority</i>: one task has "
+        f"{preferences.priority_in_words(len(known.tasks))} of the preference; <i>only</i>: one task has all of it. Bold: the "
+        "best of the column. One number is a mean over seeds where several were measured."
         + (
             f" The knee, from where a gain in one task costs most in the others, is at "
             f"{escape(short(content.knee.name, known.tasks))}."
@@ -373,10 +374,18 @@ def _provenance(parts: _Parts, content: Content) -> None:
 
 
 def _shown(value: object, most: int = 300) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value if isinstance(value, str) else compact_json(value)
     return text if len(text) <= most else f"{text[:most]} … ({len(text)} characters)"
 
 
 def _script_json(value: object) -> str:
-    """JSON that is safe between script tags."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    """JSON that is safe between script tags; numbers to seven digits, of which no number of threads changes any."""
+    return compact_json(_rounded(value)).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, Mapping):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    return [_rounded(inner) for inner in value] if isinstance(value, list | tuple) else value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paretomerge.errors import UserError
+from paretomerge.plain_text import line
 from paretomerge.report.style import BASE, EXPERT, GRID, INK, OTHER, PALE, POINT, style
 from paretomerge.report.tables import Measured, Point, short
 
@@ -218,12 +219,15 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[
     """A heat map of rms changes."""
     from matplotlib import pyplot
 
+    rows, columns = ([line(name, 60) for name in names] for names in (rows, columns))  # whatever tensors are called
     width, height = min(10, 0.24 * len(columns) + 2.6), min(10, 0.24 * len(rows) + 1.4)
-    figure, panel = pyplot.subplots(figsize=(max(3.4, width), height), layout="constrained")
-    picture = panel.imshow(np.array(values), cmap="cividis", aspect="auto", interpolation="nearest")
-    panel.grid(visible=False)
     every = max(1, len(columns) // 40)
     turned: Any = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"} if sum(map(len, columns)) > 12 * width else {}
+    # a letter is 0.06 inches wide; the names of columns that are turned need room below
+    size = max(3.4, width + 0.06 * max(map(len, rows))), height + (0.06 * max(map(len, columns)) if turned else 0)
+    figure, panel = pyplot.subplots(figsize=size, layout="constrained")
+    picture = panel.imshow(np.array(values), cmap="cividis", aspect="auto", interpolation="nearest")
+    panel.grid(visible=False)
     panel.set_xticks(range(0, len(columns), every), columns[::every], **turned)
     panel.set_yticks(range(len(rows)), rows)
     panel.set_xlabel(title)

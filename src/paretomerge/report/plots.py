@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretomerge.errors import UserError
+from paretomerge.plain_text import printable
 
 if TYPE_CHECKING:
     from paretomerge.report.routing import Routing
@@ -21,6 +22,17 @@ STYLES = (
     {"color": "#009E73", "marker": "^", "linestyle": "-."},
     {"color": "#CC79A7", "marker": "D", "linestyle": ":"},
 )
+_LOOK: Any = {
+    "text.parse_math": False,  # names may hold a $
+    "svg.hashsalt": "paretomerge",  # else each run names an SVG's parts anew
+}
+_DATES = {".pdf": "CreationDate", ".svg": "Date", ".svgz": "Date", ".ps": "CreationDate", ".eps": "CreationDate"}
+
+
+def undated(path: Path) -> dict[str, Any]:
+    """Metadata without the time, so that the same numbers give the same bytes."""
+    name = _DATES.get(path.suffix.lower())
+    return {} if name is None else {name: None}
 
 
 def front_figure(
@@ -46,7 +58,7 @@ def front_figure(
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    with pyplot.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with pyplot.rc_context({**_LOOK, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
         offset: Any = {"textcoords": "offset points", "color": "0.35"}
         if ideal:
@@ -73,7 +85,7 @@ def front_figure(
         right.set_ylabel("held-out accuracy on that task, mean over tasks, %")
         right.set_title("What a larger share buys a task", fontsize=10)
         right.legend(frameon=False, loc="lower right")
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, metadata=undated(path))
         pyplot.close(figure)
 
 
@@ -92,7 +104,7 @@ def routing_figure(path: Path, routing: Routing) -> None:
 
     if path.suffix.lstrip(".") not in FigureCanvasBase.get_supported_filetypes():
         raise UserError(f"{path}: a figure cannot be written in that format: name a .png, .svg or .pdf")
-    tasks, modules = routing.tasks, routing.modules
+    tasks, modules = routing.tasks, [printable(name) for name in routing.modules]
     largest = float(routing.weights.abs().max()) or 1.0
     columns = len(tasks) if len(tasks) < 6 else 4
     rows = -(-len(tasks) // columns)
@@ -101,7 +113,7 @@ def routing_figure(path: Path, routing: Routing) -> None:
     panel = max(0.4 + 0.22 * len(tasks), 0.4 + 0.07 * longest), 0.5 + min(tallest, max(0.5, 0.16 * len(modules)))
     labelled = 1 + (len(tasks) % columns > 0)  # rows with names below them
     size = (1.4 + 0.065 * widest + columns * panel[0], labelled * (0.5 + 0.06 * longest) + rows * panel[1])
-    with pyplot.rc_context({"font.size": 8}):
+    with pyplot.rc_context({**_LOOK, "font.size": 8}):
         figure, axes = pyplot.subplots(
             rows, columns, figsize=size, layout="constrained", sharex=True, sharey=True, squeeze=False
         )
@@ -121,7 +133,7 @@ def routing_figure(path: Path, routing: Routing) -> None:
             axis.set_yticks(range(0, len(modules), every), modules[::every])
             axis.set_ylabel("depth")
         figure.colorbar(image, ax=figure.axes, label="coefficient", shrink=0.8, aspect=30)
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, metadata=undated(path))
         pyplot.close(figure)
 
 

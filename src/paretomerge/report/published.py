@@ -132,7 +132,7 @@ def _by_task(title: str, found: list[Figure], columns: Mapping[str, str], known:
     theirs: dict[tuple[str, str], dict[str, str]] = {}
     for figure in found:
         theirs.setdefault((figure.method, figure.preference), {})[figure.column] = figure.value
-    others = {f.column for f in found} - set(columns.values())
+    others = dict.fromkeys(f.column for f in found if f.column not in columns.values())  # in order, whatever the hashes
     mean = next((column for column in others if slug(column) in _MEANS), None)
     complete = mean is not None and len(others) == 1  # the paper's mean is of other tasks, too, if it has more of them
 
@@ -169,7 +169,7 @@ def _ours(known: Measured) -> dict[str, dict[str, Point]]:
     for label, kind in (("priority", "priority"), ("one-hot", "only")):
         asked = {task: preferences.parse(f"{kind}:{task}", known.tasks) for task in known.tasks}
         gammas = {task: tuple(round(share, 12) for share in gamma) for task, gamma in asked.items()}
-        if known.base is None or known.base.gamma not in gammas.values():  # of two tasks, one half is equal
+        if known.base is None or known.base.gamma not in gammas.values():  # of one task all are the same
             found[label] = {task: at[gamma] for task, gamma in gammas.items() if gamma in at}
     return found
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from paretomerge.strict_json import parsed_json
 
 _POINTS = 400
 """Of a curve: more than a screen shows."""
@@ -30,8 +31,8 @@ def read_run(folder: Path) -> RunLog | None:
     if not log.is_file():
         return None
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        settings = parsed_json((folder / "config.json").read_text(encoding="utf-8"))
+        lines = [parsed_json(line) for line in log.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
         tasks = [str(task) for task in settings["tasks"]]
         each: dict[str, list[tuple[int, float]]] = {task: [] for task in tasks}
         for line in lines:

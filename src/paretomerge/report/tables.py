@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,11 +13,13 @@ import numpy as np
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
-from paretomerge.evaluation.between import between
+from paretomerge.evaluation.between import SAME, between
 from paretomerge.evaluation.directions import larger_is_better
+from paretomerge.evaluation.estimate import Estimator, Reading
 from paretomerge.evaluation.experts import EXPERT, PRETRAINED
 from paretomerge.evaluation.results import Row
 from paretomerge.export.card import metrics_table
+from paretomerge.plain_text import line
 
 if TYPE_CHECKING:
     from paretomerge.front import Front
@@ -50,10 +53,18 @@ class Metric(NamedTuple):
         """
         return f"{100 * value:.1f} %" if self.percent else f"{value:.4g}"
 
+    def error_text(self, error: float) -> str:
+        """The same of an estimate's error, with two digits, without the unit.
+
+        >>> Metric("accuracy", "held-out").error_text(0.0123), Metric("perplexity", "held-out").error_text(0.456)
+        ('± 1.2', '± 0.46')
+        """
+        return f"± {100 * error:.1f}" if self.percent else f"± {error:.2g}"
+
     @property
     def label(self) -> str:
         """For an axis: ``accuracy (held-out), %``."""
-        return f"{self.name} ({self.split})" + (", %" if self.percent else "")
+        return f"{line(self.name, 60)} ({self.split})" + (", %" if self.percent else "")
 
 
 class Point(NamedTuple):
@@ -95,18 +106,34 @@ class Measured:
         """The base merge: the model at equal preference."""
         return next((p for p in self.points if max(p.gamma) - min(p.gamma) < 1e-9), None)
 
-    def at(self, gamma: Sequence[float]) -> dict[str, tuple[float, bool]]:
-        """Task -> (value, whether it was measured there; else interpolated); without the tasks nothing can be said of."""
+    def at(self, gamma: Sequence[float]) -> dict[str, Reading]:
+        """Task -> what was measured at γ, or else an estimate with its error; without the tasks nothing can be said of."""
         found = {}
         groups: dict[tuple[int, ...], list[str]] = {}
         for task in self.shown:
             groups.setdefault(tuple(i for i, p in enumerate(self.points) if task in p.values), []).append(task)
         for indices, tasks in groups.items():  # as a rule one: all tasks were measured at the same preferences
-            estimate = between(gamma, [self.points[i].gamma for i in indices])
-            if estimate is not None:
-                for task in tasks:
-                    values = [self.points[i].values[task] for i in indices]
-                    found[task] = estimate.of(values), estimate.measured
+            weights = between(gamma, [self.points[i].gamma for i in indices])
+            if weights is None:
+                continue
+            for task in tasks:
+                values = [self.points[i].values[task] for i in indices]
+                reading = Reading(weights.of(values)) if weights.measured else self._estimators[task].at(gamma)
+                if reading is not None:
+                    found[task] = reading
+        return found
+
+    @cached_property
+    def _estimators(self) -> dict[str, Estimator]:
+        """Of each measured task, between the points where it was."""
+        found = {}
+        for task in self.shown:
+            points = [p for p in self.points if task in p.values]
+            found[task] = Estimator(
+                [p.gamma for p in points],
+                [p.values[task] for p in points],
+                larger_is_better=self.metrics[task].larger_is_better,
+            )
         return found
 
     def best(self, points: Iterable[Point] | None = None) -> tuple[Point, ...]:
@@ -215,15 +242,18 @@ def card_table(rows: Iterable[Row], tasks: Sequence[str], method: str) -> list[s
 
 
 def metrics_of(known: Measured, gamma: Sequence[float]) -> list[dict[str, Any]]:
-    """What is known of θ(γ), as ``export.card.model_card`` takes it: task, metric, value, and how it is known."""
+    """What was measured of θ(γ), as ``export.card.model_card`` takes it: task, metric, value, and how. No estimates."""
     return [
         {
             "task": task,
             "metric": known.metrics[task].name,
-            "value": value,
-            "how": f"measured, {known.metrics[task].split}" if exact else "interpolated between measured preferences",
+            "value": point.values[task],
+            "how": f"measured, {known.metrics[task].split}",
         }
-        for task, (value, exact) in known.at(gamma).items()
+        for point in known.points
+        if max(abs(ours - theirs) for ours, theirs in zip(point.gamma, gamma, strict=True)) <= SAME
+        for task in known.shown
+        if task in point.values
     ]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from paretomerge.weights.experts import Expert, Experts
 from paretomerge.weights.heads import Head, heads_of
+from paretomerge.weights.in_memory import companions_of, config_of
 from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.shared_models import SharedModels
 from paretomerge.weights.vectors import added
@@ -82,10 +83,9 @@ def ingredients_of(experts: Experts, vectors: Weights) -> Ingredients:
     """Base, heads and files of some experts, with these task vectors: theirs, or what TIES, DARE or TSV made of them."""
     first = {name: experts.aliases.get(name, name) for name in experts.infos}
     base = Weights({name: experts.base.infos[first[name]] for name in first}, lambda name: experts.base[first[name]])
-    path = getattr(experts.base, "path", None)
     return Ingredients(
         experts.tasks, base, {name: info.dtype for name, info in experts.infos.items()}, vectors, dict(experts.aliases),
-        getattr(experts.base, "config", {}), heads_of(experts), path if path and path.is_dir() else None,
+        config_of(experts.base), heads_of(experts), companions_of(experts.base),
     )  # fmt: skip
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,18 +12,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from paretomerge.errors import Stopped, UserError
-from paretomerge.evaluation.command import left_behind
 from paretomerge.evaluation.directions import row_of
 from paretomerge.evaluation.evaluate import sampled, standard_preferences
 from paretomerge.evaluation.parallel import pool_of
 from paretomerge.evaluation.results import Row
 from paretomerge.evaluation.work import Judge, Work
+from paretomerge.leftovers import left_behind
 from paretomerge.provenance import sources_of
 from paretomerge.search.evaluations import Evaluations, Report
 from paretomerge.search.merged import ingredients_of
 from paretomerge.search.objective import Objective
 from paretomerge.search.store import FILE, Store
 from paretomerge.sets.searched import Searched
+from paretomerge.signals import Ended, ended_by_signals
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights, as_bytes
 
@@ -66,19 +66,19 @@ def evaluator_for(
             must be some (resume), who hears of it, and where evaluations run (see ``pool_of``).
 
     Raises:
-        Stopped: SIGINT or SIGTERM came; what was measured is kept.
+        Stopped: SIGINT, SIGTERM or SIGHUP came; what was measured is kept.
         UserError: nothing to resume.
     """
     folder = run.folder
     if run.resume and (folder is None or not (folder / FILE).exists()):
         raise UserError(f"{folder or 'no folder is given'}: no evaluations to go on from")
-    if folder is not None and (gone := left_behind(folder)):
-        run.say(f"removed {len(gone)} checkpoints that a killed run left in {folder}")
     made: list[Evaluations] = []
     with ExitStack() as stack, _stoppable(made, folder):
         store = Store(folder, facts)
         stack.callback(store.close)
-        if folder is not None:
+        if folder is not None:  # it is ours alone as long as the store is open
+            if gone := left_behind(folder):
+                run.say(f"removed {len(gone)} checkpoints that a killed run left in {folder}")
             stack.callback(left_behind, folder)  # of workers that were stopped in the middle
         if store.found:
             run.say(f"{store.found} evaluations of earlier runs are in {folder}, and are used again")
@@ -144,20 +144,11 @@ def _states(source: Mapping[str, Any]) -> dict[str, list[int]]:
 
 @contextmanager
 def _stoppable(made: Sequence[Evaluations], folder: Path | None) -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does, so that folders and processes of an evaluation are cleared away; then ``Stopped``."""
-    before: Any = signal.SIG_DFL
-    main = threading.current_thread() is threading.main_thread()
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    if main:
-        before = signal.signal(signal.SIGTERM, stop)
+    """Whatever asks the search to end, folders and processes of an evaluation are cleared away; then ``Stopped``."""
     try:
-        yield
-    except KeyboardInterrupt:
+        with ended_by_signals():
+            yield
+    except (KeyboardInterrupt, Ended) as asked:
         hint = f"; the same command goes on from there (evaluations in {folder})" if folder else ""
-        raise Stopped(f"stopped after {sum(each.done for each in made)} evaluations{hint}") from None
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        number = asked.number if isinstance(asked, Ended) else signal.SIGINT
+        raise Stopped(f"stopped after {sum(each.done for each in made)} evaluations{hint}", number) from None

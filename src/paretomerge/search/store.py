@@ -10,17 +10,19 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from paretomerge.errors import UserError
 from paretomerge.evaluation.work import Point
+from paretomerge.locking import run_folder
+from paretomerge.strict_json import as_json
 
 FILE = "evaluations.jsonl"
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW  # a link could lead out of the run's folder
@@ -42,7 +44,7 @@ class Store:
             UserError: another process is writing there, or a line that is damaged (a torn last one is dropped).
         """
         text = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-        self.key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.key = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:16]
         self.metrics: dict[Point, dict[str, float]] = {}
         self.failures: dict[Point, str] = {}
         """Of this process alone: what failed before is worth another try."""
@@ -50,27 +52,19 @@ class Store:
         """How many points were measured by earlier runs."""
         self._descriptor: int | None = None
         self._synced = time.monotonic()
+        self._lock = ExitStack()
         if folder is None:
             return
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(folder / FILE, _FLAGS, 0o666)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._descriptor)
-            raise UserError(f"{folder}: another search is writing there: wait for it, or name another folder (--run)") from None
-        except OSError:  # a file system without locks
-            pass
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(run_folder(folder))
+            try:
+                self._descriptor = os.open(folder / FILE, _FLAGS, 0o666)
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+            stack.callback(os.close, self._descriptor)
             if not self._read(folder / FILE):
                 self._append({"evaluator": self.key, "is": identity})
-        except BaseException:
-            os.close(self._descriptor)  # and with it the lock
-            self._descriptor = None
-            raise
+            self._lock = stack.pop_all()
         self.found = len(self.metrics)
 
     def add(self, point: Point, metrics: Mapping[str, float], seconds: float) -> None:
@@ -87,14 +81,14 @@ class Store:
         """Let others write."""
         if self._descriptor is not None:
             os.fsync(self._descriptor)
-            os.close(self._descriptor)
             self._descriptor = None
+            self._lock.close()
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self._descriptor is None:
             return
         # one write: a line is there whole, or torn if the disk is full or the machine stops
-        text = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        text = (as_json(line, indent=None) + "\n").encode()
         try:
             if os.write(self._descriptor, text) < len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

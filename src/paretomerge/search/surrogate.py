@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from paretomerge import decompositions
 from paretomerge.errors import UserError
 from paretomerge.search.links import Link, link_of
 from paretomerge.search.objective import Matrix, Objective
@@ -177,5 +178,5 @@ def _fit(x: Matrix, y: Matrix, objective: Objective, loss: Loss) -> tuple[Matrix
 def _least_squares(x: Matrix, y: Matrix) -> Matrix:
     """argmin ‖Xβ − y‖, of all minimisers the one with the smallest A and b: the constant (column 0) is not penalised."""
     centre = x[:, 1:].mean(0)
-    slope = np.linalg.lstsq(x[:, 1:] - centre, y - y.mean(), rcond=None)[0]
+    slope = decompositions.least_squares(x[:, 1:] - centre, y - y.mean())
     return np.concatenate([[y.mean() - centre @ slope], slope])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import solve_from_right
 from paretomerge.errors import UserError
 from paretomerge.sets.pareto_set import ParetoSet, Shift
 from paretomerge.weights.lazy import Weights
@@ -151,7 +152,7 @@ class _Point:
         """W_γ, (d, d) fp64."""
         shares, kept = self._shares().flatten(), self._statistics
         t, c = (torch.tensordot(shares, kept[name].double().flatten(0, 1), 1) for name in ("targets", "grams"))
-        return torch.linalg.solve(c, t, left=False)
+        return solve_from_right(c, t)
 
     @cached_property
     def _shift(self) -> Shift:

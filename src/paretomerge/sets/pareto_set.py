@@ -14,6 +14,7 @@ from paretomerge import preferences
 from paretomerge.sets.coefficients import Coefficients, Kind, Shared
 from paretomerge.sets.factors import Factors, restored_factors, stored_factors
 from paretomerge.sets.task_vectors import TaskVectors
+from paretomerge.weights.finite import check_finite
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.low_rank import LowRank, side_by_side
 
@@ -167,7 +168,9 @@ class ParetoSet:
         def read(name: str) -> Tensor:
             info = base.infos[name]
             wide = torch.float64 if info.dtype == torch.float64 else torch.float32
-            return shift.add_(name, self.base.copied(name, wide)).to(info.dtype)
+            moved = shift.add_(name, self.base.copied(name, wide)).to(info.dtype)
+            check_finite(name, moved)
+            return moved
 
         return base.replacing({name: base.infos[name] for name in base if name in names}, read)
 

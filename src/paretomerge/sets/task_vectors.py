@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import qr, svd
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.vectors import Vectors, add_
@@ -100,14 +101,14 @@ def truncated_svd(matrices: Tensor, rank: int, generator: torch.Generator) -> tu
     """
     wide = rank + _OVERSAMPLING
     if 4 * wide >= min(matrices.shape[1:]):
-        u, s, v_t = torch.linalg.svd(matrices, full_matrices=False)
+        u, s, v_t = svd(matrices)
     else:
         found = torch.randn(matrices.shape[0], matrices.shape[2], wide, generator=generator).to(matrices)
         for _ in range(_SWEEPS):
-            q = torch.linalg.qr(matrices @ found)[0]
-            found = torch.linalg.qr(matrices.mT @ q)[0]
-        q = torch.linalg.qr(matrices @ found)[0]
-        u, s, v_t = torch.linalg.svd(q.mT @ matrices, full_matrices=False)
+            q = qr(matrices @ found)[0]
+            found = qr(matrices.mT @ q)[0]
+        q = qr(matrices @ found)[0]
+        u, s, v_t = svd(q.mT @ matrices)
         u = q @ u
     root = s[:, :rank].sqrt()
     return u[..., :rank] * root[:, None], root[..., None] * v_t[:, :rank]

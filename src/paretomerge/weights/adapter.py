@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ from torch import Tensor
 from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import INDEX, SINGLE, read_json, unreadable
 from paretomerge.weights.low_rank import LowRank
+from paretomerge.weights.patterns import scalings
+from paretomerge.weights.unchanged import States, states_of, touched
 
 _PREFIX = "base_model.model."
 _NOT_PLAIN = {
@@ -36,13 +37,16 @@ _MOVES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 class Adapter:
     """A LoRA adapter: ``factors`` by the name of the weight they add to, ``replaced`` tensors that are stored whole."""
 
-    path: Path
-    file: Path
+    path: Path | None
+    """None: in memory."""
+    file: Path | None
     config: dict[str, Any]
     factors: dict[str, LowRank]
     """As the file has them, B and A in the orientation in which the base stores W, without their scale."""
     scales: dict[str, float]
     replaced: dict[str, Tensor]
+    states: States = frozenset()
+    """Of its two files, as they were opened."""
 
     def product(self, name: str, columns: int) -> LowRank:
         """ΔW of a weight with that many columns, in fp32: a base that stores Wᵀ has the transposed one."""
@@ -64,9 +68,10 @@ def open_adapter(path: Path) -> Adapter:
     Raises:
         UserError: not LoRA, DoRA, a damaged or pickled file, factors that do not pair up.
     """
+    file = path / "adapter_model.safetensors"
+    states = states_of((path / "adapter_config.json", file))
     config = read_json(path / "adapter_config.json")
     _supported(path, config)
-    file = path / "adapter_model.safetensors"
     if not file.exists():
         raise UserError(f"{file}: missing; adapters pickled as .bin are not read: save it again with a current peft")
     try:
@@ -74,8 +79,18 @@ def open_adapter(path: Path) -> Adapter:
     except (OSError, RuntimeError, MemoryError, SafetensorError) as error:
         raise unreadable(file, error) from error
 
+    adapter = replace(adapter_from(path, config, tensors), states=states)
+    touched(states)
+    return adapter
+
+
+def adapter_from(folder: Path | None, config: dict[str, Any], tensors: dict[str, Tensor]) -> Adapter:
+    """An adapter from what its two files hold (``folder`` None: it is in memory); raises as ``open_adapter``."""
+    path = folder or Path("adapter in memory")
+    if folder is None:
+        _supported(path, config)
+    file = path / "adapter_model.safetensors" if folder else path
     factors: dict[str, LowRank] = {}
-    scales: dict[str, float] = {}
     replaced: dict[str, Tensor] = {}
     for key, a in tensors.items():
         name = key.removeprefix(_PREFIX)
@@ -95,18 +110,10 @@ def open_adapter(path: Path) -> Adapter:
                 raise UserError(
                     f"{file}: {key} {shapes} are no pair of matrices: merge it into a model first (merge_and_unload)"
                 )
-            try:
-                scale = _scale(config, module, a.shape[0])
-                if not math.isfinite(scale):
-                    raise ValueError(f"{scale}")
-            except (TypeError, ValueError, AttributeError, ArithmeticError, re.error, RecursionError) as error:
-                why = f"the scaling of {module} cannot be told from r, lora_alpha and their patterns ({error})"
-                raise UserError(f"{path / 'adapter_config.json'}: {why}: download it again") from error
             # an embedding is stored (tokens, width) but adapted as (B A)ᵀ, and so is Conv1D's (in, out)
             transposed = embedding or bool(config.get("fan_in_fan_out"))
             down, up = (a.T, b.T) if transposed else (b, a)
-            factors[f"{module}.weight"] = LowRank(down.contiguous(), up.contiguous())
-            scales[f"{module}.weight"] = scale
+            factors[module] = LowRank(down, up)
         elif name.endswith(".lora_B.bias"):
             raise UserError(f"{file}: {key}: LoRA with its own bias (lora_bias) is not supported: merge it into a model")
         elif re.search(r"\.lora_(embedding_)?B(\.weight)?$", name):
@@ -118,7 +125,14 @@ def open_adapter(path: Path) -> Adapter:
             replaced[name.replace(".modules_to_save.default", "").replace(".base_layer.", ".")] = a
     if not factors and not replaced:
         raise UserError(f"{file}: no LoRA factors in it")
-    return Adapter(path, file, config, factors, scales, replaced)
+    try:
+        scales = scalings(config, {module: product.rank for module, product in factors.items()})
+    except ValueError as error:
+        why = f"the scaling of a module cannot be told from r, lora_alpha and their patterns ({error})"
+        raise UserError(f"{path / 'adapter_config.json'}: {why}: download it again") from error
+    trimmed = {f"{module}.weight": _trimmed(product) for module, product in factors.items()}
+    of_weights = {f"{module}.weight": scale for module, scale in scales.items()}
+    return Adapter(folder, file if folder else None, config, trimmed, of_weights, replaced)
 
 
 def _supported(path: Path, config: dict[str, Any]) -> None:
@@ -137,15 +151,8 @@ def _supported(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    alpha = _pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", rank))
-    nominal = _pattern(config.get("rank_pattern"), module, config.get("r", rank))
-    return float(alpha) / (math.sqrt(nominal) if config.get("use_rslora") else nominal)
-
-
-def _pattern(patterns: Any, module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that is the module's name or a regular expression for its end."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
+def _trimmed(product: LowRank) -> LowRank:
+    """The factors without the zeros at their end that some tools, ours too, fill all modules up with to one rank."""
+    used = (product.left != 0).any(0) | (product.right != 0).any(1)
+    rank = int(used.nonzero().max()) + 1 if used.any() else 1
+    return LowRank(product.left[:, :rank].contiguous(), product.right[:rank].contiguous())

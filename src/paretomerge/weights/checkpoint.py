@@ -19,8 +19,12 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.mirror import mirrored
+from paretomerge.strict_json import untagged
+from paretomerge.weights.companions import FETCHED, NOT_FETCHED
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
+from paretomerge.weights.quantised import refuse_quantised
 from paretomerge.weights.rows import StoredRows, shorter
+from paretomerge.weights.unchanged import States, states_of, touched
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -50,8 +54,10 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 class Checkpoint(Weights):
     """Weights in files: ``path``, the parsed ``config`` ({} where there is none) and ``files`` (name -> file)."""
 
-    def __init__(self, path: Path, files: list[Path], config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, files: list[Path], config: Mapping[str, Any], beside: States = frozenset()) -> None:
+        """``beside``: the states of what was read already, ``config.json`` for instance."""
         self.path = path
+        self.states: States = beside | states_of(files)
         self.config = dict(config)
         self.files: dict[str, Path] = {}
         self._starts: dict[Path, dict[str, int]] = {}  # where in its file each tensor begins
@@ -67,13 +73,16 @@ class Checkpoint(Weights):
                     raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
                 slice_ = handle.get_slice(name)
                 if (dtype := DTYPES.get(slice_.get_dtype())) is None:
+                    refuse_quantised(path, {}, [(file, name, slice_.get_dtype())])
                     raise UserError(f"{file}: {name}: dtype {slice_.get_dtype()} is not supported: store it as BF16")
                 infos[name] = TensorInfo(tuple(slice_.get_shape()), dtype)
                 self.files[name] = file
 
         self._states = {file: os.stat(file) for file in files}
+        touched(self.states)
 
         def read(name: str) -> Tensor:
+            touched(self.states)
             file = self.files[name]
             if _shrunk(file, self._states[file].st_size):
                 raise UserError(shorter(file))
@@ -92,6 +101,7 @@ class Checkpoint(Weights):
     def matrix(self, name: str) -> Rows:
         """Tensor ``name`` in slices of rows that are read from its file, not from the map: so a large model streams."""
         file = self.files[name]
+        touched(self.states)
         try:
             descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # it has vanished: the map keeps it
@@ -111,14 +121,15 @@ class Checkpoint(Weights):
         """Number of tokens that the configuration promises, where it names one."""
         config = self.config.get("text_config") if "vocab_size" not in self.config else self.config
         size = config.get("vocab_size") if isinstance(config, dict) else None
-        return size if isinstance(size, int) else None
+        return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """Open a model folder, a ``.safetensors`` file, or a repository of the hub (``org/name`` or ``org/name@revision``).
 
     Raises:
-        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards.
+        UserError: nothing there, pickled weights only, a damaged file, an index that does not fit its shards; a quantised
+            model.
     """
     path = local(path)
     if path.is_file():
@@ -126,10 +137,20 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             if path.suffix in {Path(pattern).suffix for pattern in _PICKLES}:
                 raise _pickled([path], path.with_suffix(".safetensors"))
             raise UserError(f"{path}: not a model folder and not a .safetensors file")
-        return Checkpoint(path, [path], {})
+        return _in_full_precision(Checkpoint(path, [path], {}))
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise UserError(f"{path}: a LoRA adapter: it can be an --expert, but the --base must be a full model")
-    return Checkpoint(path, _shards(path), read_json(path / "config.json") if (path / "config.json").exists() else {})
+    beside = states_of((path / "config.json", path / INDEX))
+    config = read_json(path / "config.json") if (path / "config.json").exists() else {}
+    refuse_quantised(path, config)  # first: such files may hold dtypes that are not read
+    return _in_full_precision(Checkpoint(path, _shards(path), config, beside))
+
+
+def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    tensors = ((checkpoint.files[name], name, names[info.dtype]) for name, info in checkpoint.infos.items())
+    refuse_quantised(checkpoint.path, {}, tensors)
+    return checkpoint
 
 
 def local(path: str | Path) -> Path:
@@ -148,9 +169,9 @@ def local(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download  # only where the hub is asked: importing it costs 0.3 s
 
     repository, _, revision = name.partition("@")
-    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    wanted, unwanted = list(FETCHED), list(NOT_FETCHED)
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted, ignore_patterns=unwanted))
     except Exception as error:  # whatever its client raises: offline, 404, 401, interrupted
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: no such folder here, and not to be had from the hub ({reason})") from error
@@ -158,24 +179,28 @@ def local(path: str | Path) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or a line that says what is wrong with it; a key that is given twice is wrong."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
-            raise ValueError("no regular file")
-        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
-    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+    value = _read_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path}: a JSON object is expected, not {type(value).__name__}")
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _read_json(path: Path) -> Any:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever, a device never end
+            raise ValueError("no regular file")
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Any:
     """An object whose keys are different: of two values of one key, readers take one or the other."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
         raise ValueError(f"{twice[:80]!r} is given twice")
-    return found
+    return untagged(found)
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -199,6 +224,7 @@ def _shards(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
         return [folder / SINGLE]
     files = sorted(folder.glob("*.safetensors"))
+    files = [file for file in files if not file.name.startswith("consolidated")] or files  # the same weights a second time
     if len(files) == 1:
         return files
     if files:

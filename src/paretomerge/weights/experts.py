@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
+from paretomerge.options import unknown
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
-from paretomerge.weights.alignment import Finding, Options, align
-from paretomerge.weights.checkpoint import Checkpoint, local, open_checkpoint
+from paretomerge.weights.alignment import Options, align
+from paretomerge.weights.beside import bases_of_adapters, modules_not_merged
+from paretomerge.weights.checkpoint import local, open_checkpoint
+from paretomerge.weights.findings import Finding
+from paretomerge.weights.in_memory import config_from, config_of
+from paretomerge.weights.in_memory import opened as opened_in_memory
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.low_rank import LowRank
+from paretomerge.weights.unchanged import touched
 
 CHUNK = 3 << 18
 """Entries of base and experts together that are merged at a time: few enough to stay in cache with what is made of them, and
@@ -41,6 +47,8 @@ class Expert:
     """This expert's own names of the tensors that stay with its task (a classification head, for instance)."""
     prefix: str = ""
     """What this expert's names carry in front of the base's (``vit.``), or lack (``-vit.``)."""
+    own: Mapping[str, str] = field(default_factory=dict)
+    """name in the base -> name in this expert, for every tensor that it has, merged or not."""
 
     @property
     def path(self) -> Path | None:
@@ -48,17 +56,23 @@ class Expert:
 
     @property
     def config(self) -> dict[str, Any]:
-        return self.source.config if isinstance(self.source, Checkpoint) else {}
+        return {} if isinstance(self.source, Adapter) else config_of(self.source)
 
     def file(self, name: str) -> str:
         """The file that holds the base's tensor ``name`` in this expert, for messages."""
         if isinstance(self.source, Adapter):
-            return str(self.source.file)
+            return str(self.source.file or f"expert {self.task}")
         files = getattr(self.source, "files", {})
         return str(files.get(self.names.get(name, name), f"expert {self.task}"))
 
+    def _touch(self) -> None:
+        """An adapter's tensors are views of its file, as a checkpoint's are, which tells that by itself."""
+        if isinstance(self.source, Adapter):
+            touched(self.source.states)
+
     def stored(self, name: str) -> Tensor:
         """What this expert's file holds for the base's tensor ``name``: the tensor, or both LoRA factors, flat."""
+        self._touch()
         own = self.names[name]
         if not isinstance(self.source, Adapter):
             return self.source[own]
@@ -67,6 +81,7 @@ class Expert:
 
     def whole(self, name: str) -> Tensor | None:
         """θ_k of the base's tensor ``name`` as its file has it; None: this expert lacks it or has it as LoRA factors."""
+        self._touch()
         own = self.names.get(name)
         if own is None or (isinstance(self.source, Adapter) and own in self.source.factors):
             return None
@@ -77,6 +92,7 @@ class Expert:
 
         Of another vocabulary only the rows that the base has count; those that the expert lacks are zero.
         """
+        self._touch()
         if len(shape) != 2:
             return None
         if name not in self.names:
@@ -88,6 +104,7 @@ class Expert:
 
     def head(self) -> Weights:
         """The tensors that stay with the task, under this expert's own names."""
+        self._touch()
         if isinstance(self.source, Adapter):
             return Weights.of({name: self.source.replaced[name] for name in self.heads})
         return self.source.without(frozenset(self.source) - frozenset(self.heads))
@@ -98,6 +115,7 @@ class Expert:
         The filler takes (rows, base rows in fp32 (m, n), out (m, n)). A tensor with fewer rows than the base's (a smaller
         vocabulary) has v = 0 on the rows it lacks; rows beyond the base's are left out.
         """
+        self._touch()
         if name not in self.names:
             return None
         own = self.names[name]
@@ -228,9 +246,10 @@ class Experts:
 
 
 def load_experts(
-    base: str | Path | Mapping[str, Tensor] | None,
-    experts: Mapping[str, str | Path | Mapping[str, Tensor]],
+    base: str | Path | Mapping[str, Tensor] | nn.Module | None,
+    experts: Mapping[str, str | Path | Mapping[str, Tensor] | nn.Module],
     *,
+    config: object = None,
     exclude: Sequence[str] = (),
     heads: Sequence[str] = (),
     vocab: str = "error",
@@ -239,18 +258,24 @@ def load_experts(
     """Open a base and its experts; only headers are read.
 
     Args:
-        base: model folder, ``.safetensors`` file, hub name, or state dict; None: the first expert (weighted averages and
-            slerp do not depend on it).
-        experts: task name -> the same, or a PEFT LoRA adapter folder.
+        base: model folder, ``.safetensors`` file, hub name, live model, or state dict; None: the first expert (weighted
+            averages and slerp do not depend on it).
+        experts: task name -> the same, or a PEFT LoRA adapter's folder, or a live PEFT model, whose active adapter is the
+            expert. What is in memory is not copied: leave it unchanged until the result is saved.
+        config: the base's configuration, where it brings none (a state dict, a ``.safetensors`` file): a transformers
+            config, a dict, or the path of a config.json. Without one, models cannot be built or loaded by transformers.
         exclude: globs of names that are not merged; the base's tensors are kept.
-        heads: globs of names that stay with each task (names that the base lacks always do).
+        heads: globs of names that stay with each task (heads that the base lacks always do).
         vocab: ``"error"`` or ``"common"``: merge the rows that base and expert have in common.
         missing: ``"error"`` or ``"base"``: a tensor that an expert lacks counts as unchanged.
 
     Raises:
         UserError: the first thing that ``inspect_experts`` finds to be wrong.
     """
-    opened = inspect_experts(base, experts, Options(tuple(exclude), tuple(heads), vocab, missing))
+    for value, name, known in ((vocab, "vocab", ("error", "common")), (missing, "missing", ("error", "base"))):
+        if value not in known:
+            raise UserError(unknown(name, value, known))
+    opened = inspect_experts(base, experts, Options(tuple(exclude), tuple(heads), vocab, missing), config)
     errors = [finding for finding in opened.findings if finding.level == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more: see paretomerge check)" if len(errors) > 1 else ""
@@ -259,11 +284,14 @@ def load_experts(
 
 
 def inspect_experts(
-    base: str | Path | Mapping[str, Tensor] | None,
-    experts: Mapping[str, str | Path | Mapping[str, Tensor]],
+    base: str | Path | Mapping[str, Tensor] | nn.Module | None,
+    experts: Mapping[str, str | Path | Mapping[str, Tensor] | nn.Module],
     options: Options,
+    config: object = None,
 ) -> Experts:
     """What ``load_experts`` opens, with its ``findings``, errors among them, instead of an exception for the first."""
+    if not isinstance(experts, Mapping):
+        raise UserError('experts: name each by its task: {"math": "models/math", "code": "models/code"}')
     if not experts:
         raise UserError("no experts: name at least one (--expert name=PATH)")
     for task in experts:
@@ -272,23 +300,39 @@ def inspect_experts(
     if base is None:
         first = next(iter(sources.values()))
         if isinstance(first, Adapter):
-            raise UserError(f"{first.path}: a LoRA adapter needs the model it was trained on: name it as the base")
+            raise UserError(
+                f"{first.path or 'the first expert'}: a LoRA adapter needs the model it was trained on: name that as base"
+            )
         opened_base = first
     else:
-        opened_base = open_checkpoint(base) if isinstance(base, str | Path) else Weights.of(base)
+        opened_base = _open_base(base, None if config is None else config_from(config))
     alignment = align(opened_base, sources, options)
+    more = [*bases_of_adapters(base, opened_base, sources, options), *modules_not_merged(opened_base)]
     return Experts(
         base=opened_base,
-        experts=tuple(Expert(task, sources[task], a.names, a.heads, a.prefix) for task, a in alignment.experts.items()),
+        experts=tuple(Expert(task, sources[task], a.names, a.heads, a.prefix, a.own) for task, a in alignment.experts.items()),
         merged=alignment.merged,
         infos=alignment.infos,
         aliases=alignment.aliases,
-        findings=alignment.findings,
+        findings=(*alignment.findings, *more),
     )
 
 
-def _open_expert(path: str | Path | Mapping[str, Tensor]) -> Weights | Adapter:
+def _open_base(base: object, config: dict[str, Any] | None) -> Weights:
+    if not isinstance(base, str | Path):
+        found = opened_in_memory(base, config, as_base=True)
+        assert isinstance(found, Weights)
+        return found
+    checkpoint = open_checkpoint(base)
+    if config is not None:
+        if checkpoint.config:
+            raise UserError(f"config: {base} brings its own config.json: leave config out")
+        checkpoint.config = config
+    return checkpoint
+
+
+def _open_expert(path: object) -> Weights | Adapter:
     if not isinstance(path, str | Path):
-        return Weights.of(path)
+        return opened_in_memory(path)
     folder = local(path)
     return open_adapter(folder) if is_adapter(folder) else open_checkpoint(folder)

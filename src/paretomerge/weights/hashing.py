@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from pathlib import Path
 from queue import Queue
 
 from paretomerge.errors import UserError
+from paretomerge.weights.unchanged import State, check_unchanged, state_of
 
 _GAP = 1 << 20
 """Bytes that nobody may have read (a header, norms) and that are read to go on from there."""
@@ -27,8 +27,7 @@ _PIECE = 1 << 20
 _PIECES = 4
 """Pieces of a file that may wait to be hashed; then those who bring them wait."""
 
-_State = tuple[int, int, int, int]
-_known: dict[tuple[Path, _State], str] = {}
+_known: dict[tuple[Path, State], str] = {}
 """Once for each state of a file: a search asks for it, and the front that it makes again."""
 _running: dict[Path, Running] = {}
 
@@ -72,7 +71,7 @@ class Running:
         self.stop()
         if self._failed:
             raise self._failed
-        self._hash_to(_state(self.file)[2])
+        self._hash_to(state_of(self.file).size)
         return self._sum.hexdigest()
 
     def _work(self) -> None:
@@ -122,7 +121,7 @@ def running(file: Path) -> Running | None:
 @contextmanager
 def hashed_meanwhile(files: Iterable[Path]) -> Iterator[None]:
     """Hash files while the block reads them; ``hashes_of`` knows them afterwards."""
-    before = {file: _state(file) for file in set(files)}
+    before = {file: state_of(file) for file in set(files)}
     begun = {file: Running(file) for file, state in before.items() if (file, state) not in _known and file not in _running}
     _running.update(begun)
     try:
@@ -142,25 +141,24 @@ def hashed_as_written(file: Path) -> Iterator[Running]:
         yield begun
     finally:
         begun.stop()
-    _known[file, _state(file)] = begun.finish()
+    _known[file, state_of(file)] = begun.finish()
 
 
 def hashes_of(files: Iterable[Path]) -> dict[Path, str]:
-    """SHA-256 of the files' bytes, in hexadecimal."""
-    states = {file: _state(file) for file in sorted(set(files))}
+    """SHA-256 of the files' bytes, in hexadecimal.
+
+    Raises:
+        UserError: a file cannot be read, or changes while it is hashed.
+    """
+    states = {file: state_of(file) for file in sorted(set(files))}
     _finish({Running(file): state for file, state in states.items() if (file, state) not in _known})
+    check_unchanged(states.items())
     return {file: _known[file, state] for file, state in states.items()}
 
 
-def _finish(begun: Mapping[Running, _State]) -> None:
+def _finish(begun: Mapping[Running, State]) -> None:
+    """Remember the digests of those files that are still what they were."""
     with ThreadPoolExecutor(2) as pool:
         for (each, state), digest in zip(begun.items(), pool.map(Running.finish, begun), strict=True):
-            _known[each.file, state] = digest
-
-
-def _state(file: Path) -> _State:
-    try:
-        facts = os.stat(file)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror or error})") from error
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+            if state_of(each.file) == state:
+                _known[each.file, state] = digest

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from copy import copy
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -43,6 +45,9 @@ class Weights(Mapping[str, Tensor]):
     ``Weights``, so whatever writes, evaluates or compares models holds a single tensor at a time.
     """
 
+    about: Callable[[], Any] | None = None
+    """How a merge came about (an ``export.saving.About``), for ``save``."""
+
     def __init__(
         self,
         infos: Mapping[str, TensorInfo],
@@ -66,6 +71,46 @@ class Weights(Mapping[str, Tensor]):
         if name not in self.infos:
             raise KeyError(name)
         return self._read(name)
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        head: str | None = None,
+        lora: bool = False,
+        config: object = None,
+        companions: str | Path | None = None,
+        shard_bytes: int = 5 * 10**9,
+        overwrite: bool = False,
+        progress: Callable[[str, int], None] | None = None,
+    ) -> None:
+        """Write the model as an ordinary Hugging Face folder, tensor by tensor, with its tokenizer files and a card.
+
+        Args:
+            folder: the folder to make; it appears whole or not at all.
+            head: where tasks have heads of their own: the task whose model it is to be, or ``"none"``.
+            lora: a sum of LoRA experts as one adapter.
+            config: instead of the one that the base brings along: a transformers config, a dict or a path.
+            companions: instead of the base's, the folder whose tokenizer, processor and generation files are copied.
+            shard_bytes: largest file.
+            overwrite: replace a folder that paretomerge wrote.
+            progress: called after each tensor.
+
+        Raises:
+            UserError: no configuration, no head chosen, a folder that exists.
+        """
+        from paretomerge.export.saving import save_weights
+
+        save_weights(
+            self, folder, head=head, lora=lora, config=config, companions=companions, shard_bytes=shard_bytes,
+            overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+
+    def with_about(self, about: Callable[[], Any]) -> Self:
+        """The same, that knows how it came about."""
+        described = copy(self)
+        described.about = about
+        return described
 
     def matrix(self, name: str) -> Rows:
         """Tensor ``name`` as a matrix, its first dimension × the rest, for those who take it slice by slice and once."""

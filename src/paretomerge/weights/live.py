@@ -12,6 +12,7 @@ from torch import Tensor
 from paretomerge.errors import UserError
 from paretomerge.weights.architecture import model_class, transformers_config
 from paretomerge.weights.lazy import Weights, main_dtype
+from paretomerge.weights.pretrained import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,9 +35,9 @@ def build_model(weights: Weights, config: Mapping[str, Any], lent: Collection[in
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model = model_class(config).from_pretrained(
-            None, config=transformers_config(config), state_dict=state, dtype=main_dtype(weights)
-        )
+        cls, own = model_class(config), transformers_config(config)
+        with one_line(f"transformers cannot build {cls.__name__} from the model's config.json and weights"):
+            model = cls.from_pretrained(None, config=own, state_dict=state, dtype=main_dtype(weights))
     finally:
         logging.set_verbosity(level)
         if bars:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from paretomerge.decompositions import qr, svd
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -135,9 +137,9 @@ class LowRank:
 
         From QR decompositions of both factors and the SVD of an s × s matrix: the product itself is never formed.
         """
-        q_left, r_left = torch.linalg.qr(self.left.double())
-        q_right, r_right = torch.linalg.qr(self.right.double().T)
-        u, s, v = torch.linalg.svd(r_left @ r_right.T)
+        q_left, r_left = qr(self.left.double())
+        q_right, r_right = qr(self.right.double().T)
+        u, s, v = svd(r_left @ r_right.T)
         root = s[:rank].sqrt()
         left, right = q_left @ u[:, : len(root)] * root, root[:, None] * (v[: len(root)] @ q_right.T)
         smaller = LowRank(left.float(), right.float())

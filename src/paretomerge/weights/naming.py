@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase
 
 
@@ -18,21 +18,27 @@ def prefix_between(names: Collection[str], base: Collection[str]) -> str:
     A model saved with its task's head names its tensors ``vit.encoder…``, the bare backbone ``encoder…``. Of the
     prefixes that some pair of names suggests, the one under which most names agree is taken; none if that is as good.
     """
-    ends = defaultdict(list)
-    for name in base:
-        ends[tuple(name.split(".")[-2:])].append(name)
-    votes: Counter[str] = Counter({"": 0})
-    for name in names:
-        for other in ends.get(tuple(name.split(".")[-2:]), ()):
-            if name.endswith("." + other):
-                votes[name.removesuffix(other)] += 0
-            elif other.endswith("." + name):
-                votes["-" + other.removesuffix(name)] += 0
-    known = set(base)
-    for prefix in votes:
-        votes[prefix] = sum(to_base(name, prefix) in known for name in names)
-    best, count = max(votes.items(), key=lambda item: (item[1], item[0] == ""))
-    return best if count > votes[""] else ""
+    known, own = set(base), set(names)
+    plain = sum(name in known for name in own)
+    if plain == len(own):
+        return ""
+    # counted from the ends of each name: the work grows with the names alone, of which a mixture of experts has 18 000
+    carried: Counter[str] = Counter(start for name in own for start, rest in _cuts(name) if rest in known)
+    lost = Counter(start for name in own if name in known for start, _ in _cuts(name) if start in carried)
+    lacked = Counter(start for name in known for start, rest in _cuts(name) if rest in own)
+    votes = {prefix: count + plain - lost[prefix] for prefix, count in carried.items()}
+    votes |= {f"-{prefix}": count for prefix, count in lacked.items()}
+    # of equals the shortest, then by the alphabet: names may come in any order
+    best, count = max(votes.items(), key=lambda item: (item[1], -len(item[0]), item[0]), default=("", 0))
+    return best if count > plain else ""
+
+
+def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    """The ways to cut a name behind a dot: ``a.b.c`` gives (``a.``, ``b.c``) and (``a.b.``, ``c``)."""
+    at = name.find(".") + 1
+    while at:
+        yield name[:at], name[at:]
+        at = name.find(".", at) + 1
 
 
 def to_base(name: str, prefix: str) -> str:

@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from paretomerge.errors import UserError
 from paretomerge.weights.architecture import live_names
+from paretomerge.weights.configuration import architecture
 from paretomerge.weights.experts import Expert, Experts
 from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.live import build_model
-from paretomerge.weights.naming import from_base
 
 _ENTRIES = 1 << 20
 """Of a tensor that are copied at a time."""
@@ -41,7 +41,7 @@ class SharedModels:
         """``names`` are shared; ``dtype``: of all weights (None: as they are stored)."""
         base = experts.base.cast(dtype).without(frozenset(experts.base) - frozenset(experts.infos))
         config = getattr(experts.base, "config", {})
-        if not config.get("architectures") and not heads:
+        if not architecture(config) and not heads:
             raise UserError("the base has no config.json that names an architecture: a model cannot be built of it")
         self.weights: dict[str, nn.Parameter] = {}
         self.models: dict[str, nn.Module] = {}
@@ -130,10 +130,10 @@ def own_tensors(expert: Expert, experts: Experts, model: nn.Module) -> Iterator[
     before: dict[str, torch.Tensor] = {}
     if isinstance(expert.source, Weights):
         for name, place in live_names(names, model).items():
-            own = expert.source.infos.get(from_base(name, expert.prefix))
-            if own is not None and own.shape == state[place].shape:
+            own = expert.own.get(name)
+            if own is not None and expert.source.infos[own].shape == state[place].shape:
                 before[place] = state[place].clone()
-                state[place].copy_(expert.source[from_base(name, expert.prefix)])
+                state[place].copy_(expert.source[own])
     try:
         yield
     finally:

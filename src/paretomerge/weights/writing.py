@@ -6,20 +6,25 @@ import ctypes
 import errno
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.leftovers import is_leftover, set_aside, sweep, temporary
+from paretomerge.locking import locked
+from paretomerge.strict_json import as_json
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
+from paretomerge.weights.finite import finite
 from paretomerge.weights.hashing import Running, hashed_as_written
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.unchanged import reading
 
 SHARD_BYTES = 5 * 10**9
 """Hugging Face's usual largest shard."""
@@ -93,9 +98,18 @@ def write_shards(
     shard_bytes: int = SHARD_BYTES,
     workers: int | None = None,
     hashed: bool = False,
+    index: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` and their index, as Hugging Face does."""
+    """Write ``model.safetensors``, or shards of at most ``shard_bytes`` and their index, as Hugging Face does.
+
+    ``index``: write it for a single file, too. Beside other .safetensors files it must be there: without it engines such as
+    vLLM read every such file in the folder.
+
+    Raises:
+        UserError: a tensor holds NaN or infinity, or overflows the dtype that it is stored in.
+    """
+    weights = finite(weights)
     shards: list[list[str]] = [[]]
     filled = 0
     for name, info in weights.infos.items():
@@ -104,16 +118,31 @@ def write_shards(
             filled = 0
         shards[-1].append(name)
         filled += info.nbytes
-    if len(shards) == 1:
-        write_safetensors(weights, folder / SINGLE, workers=workers, hashed=hashed, progress=progress)
-        return
     weight_map = {}
     for number, names in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         part = weights.without(frozenset(weights) - frozenset(names))
         write_safetensors(part, folder / file, workers=workers, hashed=hashed, progress=progress)
         weight_map.update(dict.fromkeys(names, file))
-    write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
+    if index or len(shards) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": weights.nbytes}, "weight_map": weight_map})
+
+
+def with_index(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a folder's marker, and in the folder the index that older ones of a single file lack (``write_shards``)."""
+    contents = facts.get("contents")
+    if (folder / INDEX).exists() or not (folder / SINGLE).is_file() or not isinstance(contents, list):
+        return dict(facts)
+    with safe_open(folder / SINGLE, framework="pt") as file:
+        names = list(file.keys())
+    size = (folder / SINGLE).stat().st_size - 8 - _header_size(folder / SINGLE)
+    replace_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(names, SINGLE)})
+    return {**facts, "contents": sorted([*contents, INDEX])}
+
+
+def _header_size(file: Path) -> int:
+    with open(file, "rb") as stream:
+        return int.from_bytes(stream.read(8), "little")
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:
@@ -140,11 +169,11 @@ def replace_json(path: Path, value: Mapping[str, object]) -> None:
 
 
 def _as_text(value: Mapping[str, object]) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return as_json(value) + "\n"
 
 
 def _write(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:  # names may hold half of a surrogate pair
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -156,14 +185,12 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.writing-{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(temporary, text)
-        os.replace(temporary, path)
+        with temporary(path) as beside:
+            _write(beside, text)
+            os.replace(beside, path)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
@@ -171,9 +198,9 @@ def write_text(path: Path, text: str) -> None:
 def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterator[Path]:
     """A folder to write into, which becomes ``target`` only when the block ends well; until then there is none.
 
-    It is written beside the target and renamed; what it replaces changes places with it in the same moment. If the process
-    is killed, the target is absent (or the old one), and a ``.NAME.writing-…`` folder is left that is safe to delete. Of
-    several processes that write one target, one wins, whole.
+    It is written beside the target and renamed; what it replaces changes places with it in the same moment, under its lock. If
+    the process is killed, the target is absent (or the old one), and a ``.NAME.writing-…`` folder is left, which the next
+    writer of the target removes. Of several processes that write one target, one wins, whole.
 
     Args:
         target: the folder to make; its parent is created.
@@ -184,32 +211,31 @@ def whole_folder(target: str | Path, *, overwrite: str | None = None) -> Iterato
         UserError: the target exists and may not be replaced, or cannot be written.
     """
     target = Path(target)
+    sweep(target.parent, target.name)
     _may_write(target, overwrite)
-    temporary = target.parent / f".{target.name}.writing-{secrets.token_hex(4)}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.mkdir()
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    try:
-        yield temporary
-        _sync(temporary)
-        _may_write(target, overwrite)  # another process may have been there meanwhile
-        if overwrite is not None and (target / overwrite).exists():
-            _replace(target, temporary)
-        else:
-            os.rename(temporary, target)  # fails if there is anything but an empty folder
-        _sync(target.parent)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise UserError(f"{target}: exists already: another process has just written it") from error
-        named = error.filename if isinstance(error.filename, str) and str(temporary) not in error.filename else None
-        why = f"{named}: {error.strerror}" if named and Path(named) != target else error.strerror or str(error)
-        raise UserError(f"{target}: cannot be written ({why})") from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = stack.enter_context(temporary(target, folder=True))
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+        try:
+            with reading():
+                yield beside
+            _sync(beside)
+            with locked(target) if target.is_dir() else nullcontext():
+                _may_write(target, overwrite)  # another process may have been there meanwhile
+                if overwrite is not None and (target / overwrite).exists():
+                    _replace(target, beside)
+                else:
+                    os.rename(beside, target)  # fails if there is anything but an empty folder
+            _sync(target.parent)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise UserError(f"{target}: exists already: another process has just written it") from error
+            named = error.filename if isinstance(error.filename, str) and str(beside) not in error.filename else None
+            why = f"{named}: {error.strerror}" if named and Path(named) != target else error.strerror or str(error)
+            raise UserError(f"{target}: cannot be written ({why})") from error
 
 
 def may_write(target: str | Path, overwrite: str | None = None) -> None:
@@ -242,18 +268,19 @@ def _strangers(folder: Path, marker: str) -> list[str]:
         known = {marker, *listed}
     except (OSError, ValueError, RecursionError, LookupError, TypeError):  # a damaged marker, or one without a list
         return []
+    left = {path for path in folder.rglob(".*") if is_leftover(path)}
     found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    found = [path for path in found if left.isdisjoint((path, *path.parents))]
     return sorted(name for path in found if (name := path.relative_to(folder).as_posix()) not in known)
 
 
-def _replace(target: Path, temporary: Path) -> None:
-    """The new folder in the old one's place, which is removed."""
-    if not _exchange(target, temporary):  # then there is a moment without either
-        old = target.parent / f".{target.name}.replaced-{secrets.token_hex(4)}"
+def _replace(target: Path, new: Path) -> None:
+    """The new folder in the old one's place; the old one has the name of the new one then."""
+    if not _exchange(target, new):  # then there is a moment without either
+        old = set_aside(target)
         os.rename(target, old)
-        os.rename(temporary, target)
-        temporary = old
-    shutil.rmtree(temporary, ignore_errors=True)  # the new one stands: nothing has gone wrong
+        os.rename(new, target)
+        os.rename(old, new)
 
 
 def _exchange(one: Path, other: Path) -> bool:
