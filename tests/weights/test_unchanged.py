@@ -149,7 +149,8 @@ def test_a_front_while_it_is_measured(here):
     api.fit(opened(), "soup").save("front")
     objectives = [Objective(task, "acc") for task in "ab"]
     command = (
-        'printf x | dd of=front/model.safetensors bs=1 seek=500 conv=notrunc status=none; echo \'{"a": 1, "b": 1}\' # {model}'
+        "test -d {model}; printf x | dd of=front/model.safetensors bs=1 seek=500 conv=notrunc status=none; "
+        'echo \'{"a": 1, "b": 1}\''
     )
     with pytest.raises(UserError, match=r"^front/model.safetensors: has been written to"):
         evaluate_by(load_front("front"), ByCommand(command, objectives), ["equal"])
