@@ -314,6 +314,7 @@ class Front:
         tuned: Mapping[str, Tensor] | None = None,
     ) -> None:
         """``pick``, from the ``weights`` that ``at`` gave for this preference and head (None: the base's own class)."""
+        touched(self.states)
         facts = self.provenance(preference, head)
         if tuned:
             own = Weights.of({n: t.to(weights.infos[n].dtype) for n, t in tuned.items()})

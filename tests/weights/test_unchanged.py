@@ -145,6 +145,16 @@ def test_a_front_while_a_model_is_picked(here, how, file):
     assert not list(here.glob("*out*"))
 
 
+@pytest.mark.parametrize("how", HOW)
+def test_a_front_after_its_model_was_built(here, how):
+    api.fit(opened(), "soup").save("front")
+    front = load_front("front")
+    weights = front.at("equal")
+    HOW[how](here / "front" / "pareto_set.safetensors")
+    with pytest.raises(UserError, match=rf"^front/pareto_set.safetensors: has been {how}"):
+        front.write_picked(weights, "equal", "out")
+
+
 def test_a_front_while_it_is_measured(here):
     api.fit(opened(), "soup").save("front")
     objectives = [Objective(task, "acc") for task in "ab"]

@@ -117,7 +117,7 @@ class ParetoSet:
 
     def on_head(self, task: str, head: Weights, preference: Preference) -> Weights:
         """A task's own tensors as they are at a preference: a set may move them, too."""
-        return self.shift(self.preference(preference)).on_head(task, head)
+        return self.shift(self.preference(preference)).on_head(task, head) if self.varying_of_head(task) else head
 
     def varying_of_head(self, task: str) -> Collection[str]:
         """Names of the task's own tensors that depend on the preference."""
