@@ -27,7 +27,7 @@ from paretomerge.evaluation.inputs import TensorInputs
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting import features, react
 from paretomerge.front import Front, front_of
-from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.lazy import Weights
 
@@ -126,7 +126,7 @@ def demo() -> list[dict[str, Any]]:
     experts, tasks = shipped.experts, shipped.tasks
     pm = {"rank": 16, "targets": "all"}
     made: dict[str, Front] = {
-        "TA": front_of(LowRank(experts.tasks, api.merge(experts, "task_arithmetic", scale=0.3), {}), experts, hashes=False),
+        "TA": front_of(ParetoSet(experts.tasks, api.merge(experts, "task_arithmetic", scale=0.3)), experts, hashes=False),
         "TA + ReACT": api.fit(experts, "react", data=tasks, on="task_arithmetic", on_options={"scale": 0.3}, hashes=False),
         "PM": api.fit(experts, "pareto-merging", hashes=False, **pm),
         "soups": api.fit(experts, "soup", hashes=False),

@@ -26,7 +26,7 @@ from paretomerge import api
 from paretomerge.demo.run import Demo, load
 from paretomerge.evaluation.evaluate import measure
 from paretomerge.front import Front, front_of
-from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
 
 RESULTS = Path(__file__).parent / "results" / "steered.json"
 RANKS = (32, 16, 8, 4)
@@ -37,7 +37,7 @@ def cases(steps: int) -> dict[str, tuple[bool, Callable[[Demo, int], Front]]]:
 
     def merged(method: str, **options: Any) -> Callable[[Demo, int], Front]:
         return lambda demo, seed: front_of(
-            LowRank(demo.experts.tasks, api.merge(demo.experts, method, **options), {}), demo.experts, hashes=False
+            ParetoSet(demo.experts.tasks, api.merge(demo.experts, method, **options)), demo.experts, hashes=False
         )
 
     def fitted(method: str, **options: Any) -> Callable[[Demo, int], Front]:

@@ -19,7 +19,7 @@ import transformers
 
 from paretomerge.front import Front
 from paretomerge.sets.factors import Factors
-from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.lazy import Weights
 
 SMALL = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100}
@@ -39,7 +39,7 @@ def made(k: int, rank: int, dtype: torch.dtype, small: bool) -> Front:
             a, b = (torch.linalg.qr(torch.randn(n, rank))[0] for n in (rows, columns))
             factors[name] = Factors(a, g - g.mean(0), b.T.contiguous(), ((name, rows),))
     tasks = [f"task{i}" for i in range(k)]
-    pareto_set = LowRank(tasks, Weights.of(base), factors)
+    pareto_set = ParetoSet(tasks, Weights.of(base), factors=factors)
     sources = {"base": {"path": "random", "files": {}}, "experts": {}}
     return Front(pareto_set, {**config.to_dict(), "architectures": ["GPT2LMHeadModel"]}, {}, sources, None)
 
@@ -58,7 +58,8 @@ def measured(given: argparse.Namespace, dtype: str) -> dict[str, Any]:
     front.apply_(model, gammas[0])
     since = front.pareto_set.preference(gammas[0])
     varying = [p for name, p in model.named_parameters() if name in front.pareto_set.varying]
-    pairs = [front.pareto_set.low_rank(name, since) for name in front.pareto_set.varying]
+    shift = front.pareto_set.shift(since)
+    pairs = [shift.pair(name) for name in front.pareto_set.varying]
     pairs = [(left.to(p.dtype), right.to(p.dtype)) for (left, right), p in zip(pairs, varying, strict=True)]
 
     @torch.no_grad()

@@ -56,11 +56,12 @@ def test_a_page_runs(page, world, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     from paretomerge.fitting.objectives import OBJECTIVES
     from paretomerge.merges import MERGES
+    from paretomerge.sets import SETS
 
-    for known in (MERGES, OBJECTIVES):  # what a page adds is gone after it
+    for known in (MERGES, OBJECTIVES, SETS):  # what a page adds is gone after it
         for name, function in dict(known).items():
             monkeypatch.setitem(known, name, function)
-        for added in ("median", "margin"):
+        for added in ("median", "margin", "switch"):
             monkeypatch.setitem(known, added, None)
             del known[added]
     names: dict[str, object] = {}

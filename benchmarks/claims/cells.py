@@ -20,8 +20,7 @@ from paretomerge import preferences
 from paretomerge.evaluation.evaluate import evaluate, sampled, select_unseen
 from paretomerge.evaluation.results import Row
 from paretomerge.front import Front
-from paretomerge.report.routing import routing
-from paretomerge.sets.routed import Routed
+from paretomerge.report.routing import routers_of, routing
 
 How = Literal["standard", "line", "spread", "unseen", "points", "seen points", "chosen", "searched"]
 """standard: equal at every task, priority and one-hot at the task preferred; line: 11 preferences between two tasks;
@@ -77,11 +76,12 @@ def run(cell: Cell) -> dict[str, Any]:
 def _routers(front: Front) -> dict[str, Any]:
     """Of PWE-MoE: how many numbers were trained, and what the routers answer at one-hot preferences."""
     found = front.pareto_set
-    if not isinstance(found, Routed):
+    routers = routers_of(found) if found.method == "pwe-moe" else None
+    if routers is None:
         return {}
     answers = routing(found)
     weights = [[[round(c, 4) for c in module] for module in at] for at in answers.weights.tolist()]
-    trained = sum(part.numel() for part in found.coefficients.parts.values())
+    trained = sum(part.numel() for part in routers.parts.values())
     return {"trained": trained, "routing": {"modules": answers.modules, "weights": weights}}
 
 

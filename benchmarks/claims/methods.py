@@ -21,7 +21,7 @@ from paretomerge.evaluation.evaluate import measure
 from paretomerge.evaluation.tasks import Task
 from paretomerge.front import Front, front_of
 from paretomerge.opening import load_front
-from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
@@ -66,7 +66,7 @@ class Bench:
 
     def single(self, weights: Weights) -> Front:
         """One model, the same at every preference."""
-        return front_of(LowRank(self.experts.tasks, weights, {}), self.experts, hashes=False)
+        return front_of(ParetoSet(self.experts.tasks, weights), self.experts, hashes=False)
 
 
 def solid(weights: Weights) -> Weights:

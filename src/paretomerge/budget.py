@@ -47,12 +47,12 @@ def estimates(experts: Experts) -> list[Estimate]:
     k = len(experts)
     largest = max((info.numel for info in infos.values()), default=0)
     factors = [f for e in experts.experts if isinstance(e.source, Adapter) for f in e.source.factors.values()]
-    adapters = sum(part.nbytes for f in factors for part in (f.down, f.up))
+    adapters = sum(part.nbytes for f in factors for part in f)
     whole = sum(t.nbytes for e in experts.experts if isinstance(e.source, Adapter) for t in e.source.replaced.values())
     sources = [e.source for e in experts.experts if not isinstance(e.source, Adapter)]
     model = sum(info.nbytes for info in experts.infos.values())
     read = experts.base.nbytes + sum(source.nbytes for source in sources) + adapters + whole
-    written = 4 * sum(f.down.numel() + f.up.numel() for f in factors) if experts.factored else model
+    written = 4 * sum(part.numel() for f in factors for part in f) if experts.factored else model
     streaming = _LIBRARIES + 8 * largest + adapters + whole
     attention, every = (_low_rank(experts, targets) for targets in ("attention", "all"))
     side_by_side, deviations = (0, 0) if experts.factored else _decomposed(experts)
@@ -65,7 +65,7 @@ def estimates(experts: Experts) -> list[Estimate]:
     wide = all(experts.base.infos[name].dtype == torch.float32 for name in merged)
     building = 4 * n_all * (3 if heads else 2)
     running = 4 * n_all + 4 * n + (0 if wide else 4 * n) + 3 * every
-    thin = 4 * sum(f.down.numel() + f.up.numel() for f in factors)
+    thin = 4 * sum(part.numel() for f in factors for part in f)
     if experts.factored:
         kinds = {"fit on data, LoRA factors": thin}
     else:

@@ -22,7 +22,7 @@ from paretomerge.export.lora import adapter_files, write_lora
 from paretomerge.export.saving import About
 from paretomerge.provenance import Sources, paths_seen_from, sources_of, versions
 from paretomerge.sets.pareto_set import ParetoSet, Preference
-from paretomerge.weights.adapted import Adapted, Pair
+from paretomerge.weights.adapted import Adapted
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.experts import Experts
@@ -33,6 +33,7 @@ from paretomerge.weights.in_memory import companions_of, config_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import build_model
 from paretomerge.weights.live_tensors import Stamp, bare, live_tensors, places, stamp
+from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.unchanged import States, reading, touched
 from paretomerge.weights.writing import (
     SHARD_BYTES,
@@ -97,13 +98,14 @@ class Front:
     def at(self, preference: Preference, dtype: torch.dtype | None = None, head: str | None = None) -> Weights:
         """θ(γ), lazily; with ``head`` the whole model of that task, in its own naming (see ``ParetoSet.at``)."""
         touched(self.states)
-        weights = self.pareto_set.at(preference, dtype)
+        gamma = self.pareto_set.preference(preference)
+        weights = self.pareto_set.at(gamma, dtype)
         if head is not None and (head := self._chosen(head)) is not None:
             own = self.head(head)
-            weights = replace(own, tensors=self.pareto_set.on_head(head, own.tensors, preference)).on(weights, dtype)
-        return weights.with_about(partial(self._about, self.pareto_set.preference(preference).tolist(), head, dtype))
+            weights = replace(own, tensors=self.pareto_set.on_head(head, own.tensors, gamma)).on(weights, dtype)
+        return weights.with_about(partial(self._about, gamma, head, dtype))
 
-    def _about(self, gamma: Sequence[float], head: str | None, dtype: torch.dtype | None) -> About:
+    def _about(self, gamma: Tensor, head: str | None, dtype: torch.dtype | None) -> About:
         """How a model of this front came about; one with a head has no other."""
         facts = self.provenance(gamma, head)
         return About(self._config(head), self.companions, facts, {} if head else self.heads, self.tasks, dtype)
@@ -159,20 +161,22 @@ class Front:
         known = None if last is None or changed else last.places
         placed = self._places(live, tensors, whole=changed) if known is None else known
         names = [*self.pareto_set.varying, *(set(placed) - set(self.pareto_set.varying) if changed else ())]
-        weights = {dtype: self.pareto_set.at(gamma.tolist(), dtype) for dtype in {tensor.dtype for tensor in tensors.values()}}
+        shift = None if last is None or changed else self.pareto_set.shift(gamma, last.gamma)
+        set_anew = {tensor.dtype for tensor in tensors.values() if shift is None or tensor.dtype.itemsize < 4}
+        weights = {dtype: self.pareto_set.at(gamma, dtype) for dtype in set_anew}
         in_inference = any(tensor.is_inference() for tensor in tensors.values())  # then nothing else may write into them
         self._applied.pop(live, None)  # whatever ends this halfway, the next call sets everything anew
         with torch.inference_mode() if in_inference else torch.no_grad():
             for name in names:
                 for place in placed.get(name, ()):
                     tensor = tensors[place]
-                    if last is None or changed or tensor.dtype.itemsize < 4:
+                    if shift is None or tensor.dtype.itemsize < 4:
                         tensor.copy_(weights[tensor.dtype][name])
                     else:
-                        self.pareto_set.shift_(name, tensor, gamma, last.gamma)
+                        shift.add_(name, tensor)
             if moves_head:
                 assert task is not None
-                head = self.pareto_set.on_head(task, self.head(task).tensors, gamma.tolist())
+                head = self.pareto_set.on_head(task, self.head(task).tensors, gamma)
                 in_model = live_names(head.infos, live)
                 for name in head.infos if changed else self.pareto_set.varying_of_head(task):
                     tensors[in_model[name]].copy_(head[name])
@@ -290,8 +294,28 @@ class Front:
         Raises:
             UserError: tasks have heads, and none is chosen; a folder that exists.
         """
-        facts = self.provenance(preference, head := self._chosen(head))
-        weights = self.at(preference, dtype, head)
+        gamma, head = self.pareto_set.preference(preference), self._chosen(head)
+        self.write_picked(
+            self.at(gamma, dtype, head), gamma, folder, head=head, shard_bytes=shard_bytes, overwrite=overwrite,
+            progress=progress, tuned=tuned,
+        )  # fmt: skip
+
+    @reading()
+    def write_picked(
+        self,
+        weights: Weights,
+        preference: Preference,
+        folder: str | Path,
+        *,
+        head: str | None = None,
+        shard_bytes: int = SHARD_BYTES,
+        overwrite: bool = False,
+        progress: Progress | None = None,
+        tuned: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """``pick``, from the ``weights`` that ``at`` gave for this preference and head (None: the base's own class)."""
+        touched(self.states)
+        facts = self.provenance(preference, head)
         if tuned:
             own = Weights.of({n: t.to(weights.infos[n].dtype) for n, t in tuned.items()})
             weights, facts = weights.replacing(own.infos, own.__getitem__), {**facts, "tuned": sorted(tuned)}
@@ -334,13 +358,14 @@ class Front:
             UserError: a set that moves whole tensors; what ``write_lora`` raises.
         """
         touched(self.states)
-        pareto_set, gamma = self.pareto_set, self.pareto_set.preference(preference)
+        pareto_set = self.pareto_set
+        shift = pareto_set.shift(pareto_set.preference(preference))
         if rank is not None and rank < 1:
             raise UserError(f"rank {rank}: must be at least 1")
         head = self._chosen(head)
 
-        def pair(name: str) -> Pair:
-            if (found := pareto_set.pair(name, gamma)) is None:
+        def pair(name: str) -> LowRank:
+            if (found := shift.pair(name)) is None:
                 raise UserError(
                     f"{name}: moves by a whole tensor in this front ({pareto_set.method}), which no LoRA is: "
                     "pick a checkpoint, or fit pareto-merging"
@@ -348,7 +373,7 @@ class Front:
             return found
 
         names, where = list(pareto_set.varying), self.folder
-        of: Callable[[str], Pair] = pair
+        of: Callable[[str], LowRank] = pair
         if names:
             pair(names[0])  # a set of whole task vectors is refused as such, whatever its first tensor is
         if (found := self._on_origin()) is not None:  # the adapter brings the base merge along
@@ -413,8 +438,8 @@ class Front:
         """How a model came about: for ``paretomerge.json`` and the card; numbers only of tasks that its ``head`` can do."""
         facts: dict[str, Any] = {"method": self.pareto_set.method, "settings": self.pareto_set.settings}
         if preference is not None:
-            gamma = self.pareto_set.preference(preference).tolist()
-            facts["preference"] = dict(zip(self.tasks, gamma, strict=True))
+            gamma = self.pareto_set.preference(preference)
+            facts["preference"] = dict(zip(self.tasks, gamma.tolist(), strict=True))
             if self.heads:
                 facts["head"] = head or NO_HEAD
             if metrics := [m for m in self.metrics(gamma) if m["task"] in (head, *(set(self.tasks) - set(self.heads)))]:

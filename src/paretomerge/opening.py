@@ -19,7 +19,7 @@ from paretomerge.front import FACTS, FORMAT, HEADS, TENSORS, Front
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.options import shown
 from paretomerge.provenance import paths_found_from
-from paretomerge.sets import SETS
+from paretomerge.sets import restored
 from paretomerge.weights.checkpoint import Checkpoint, open_checkpoint, read_json
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.heads import Head
@@ -134,7 +134,7 @@ def _opened(folder: Path, base: str | Path | None) -> Front:
         if origin is not None and not os.path.exists(origin) and os.path.exists(sources["base"]["path"]):
             origin = sources["base"]["path"]  # both have moved together
         equal, config = _equal_model(folder, origin, base)
-        pareto_set = SETS[facts.method].restored(facts.tasks, equal, facts.settings, tensors, facts.set)
+        pareto_set = restored(facts.method, facts.tasks, equal, facts.settings, tensors, facts.set)
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise UserError(f"{folder / FACTS}: damaged ({_reason(error)}): fit the front again") from error
     heads = {}
@@ -142,7 +142,7 @@ def _opened(folder: Path, base: str | Path | None) -> Front:
         file = folder / HEADS / task / "head.safetensors"
         own = read_json(file.with_name("config.json"))
         heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks), head.names)
-        pareto_set.on_head(task, heads[task].tensors, pareto_set.equal.tolist())  # does it fit?
+        pareto_set.on_head(task, heads[task].tensors, pareto_set.equal)  # does it fit?
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
     return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured, identity_of(raw))
 

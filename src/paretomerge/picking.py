@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paretomerge.errors import UserError
 from paretomerge.flags import Data, Dtype, HeadOf, Json, OptionValues, Overwrite, Quiet, RecipeData, ShardSize
 from paretomerge.terminal import done, progress, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paretomerge.evaluation.dataspec import DataSpec
+    from paretomerge.evaluation.tasks import Task
+    from paretomerge.front import Front
+    from paretomerge.sets.pareto_set import Preference
 
 
 def pick(
@@ -48,7 +57,6 @@ def pick(
     task's labelled inputs (--data, or a recipe's).
     """
     started = time.perf_counter()
-    from paretomerge import preferences
     from paretomerge.opening import load_front
     from paretomerge.recipe import combined, option_values
     from paretomerge.weights.heads import chosen_head
@@ -75,9 +83,9 @@ def pick(
         preference, facts = found.preference, {"measured": found.values, "of": found.points}
         if not quiet:
             say(f"{preference}: of {found.points} measured preferences")
-    gamma = preferences.parse(preference, opened.tasks)
+    gamma = opened.pareto_set.preference(preference)
     may_write(output, "paretomerge.json" if overwrite else None)
-    facts = {"preference": dict(zip(opened.tasks, gamma, strict=True)), **facts}
+    facts = {"preference": dict(zip(opened.tasks, gamma.tolist(), strict=True)), **facts}
     if lora:
         if dtype or shard_size:
             raise UserError("--dtype and --shard-size do not go with --lora: an adapter is one small file in float32")
@@ -94,13 +102,44 @@ def pick(
         raise UserError("--base-model and --rank go with --lora only")
     tuned = None
     if option or data or recipe:
-        from paretomerge.fitting.tuning import tuned_for
-
         tuned = tuned_for(opened, gamma, chosen, plan.data, option_values(option or []))
-    weights = opened.at(gamma, plan.torch_dtype, head)
+    weights = opened.at(gamma, plan.torch_dtype, chosen)
     with progress("writing", len(weights), weights.nbytes, quiet) as tick:
-        opened.pick(
-            gamma, output, head=head, dtype=plan.torch_dtype, shard_bytes=plan.shard_bytes, overwrite=overwrite,
-            progress=tick, tuned=tuned,
-        )  # fmt: skip
+        opened.write_picked(
+            weights, gamma, output, head=chosen, shard_bytes=plan.shard_bytes, overwrite=overwrite, progress=tick, tuned=tuned
+        )
     done(output, weights, started, quiet, as_json, facts)
+
+
+def tuned_for(
+    front: Front,
+    preference: Preference,
+    head: str | None,
+    data: Mapping[str, Task | DataSpec | str],
+    options: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """``tuned_tensors`` for the arguments of ``pick``.
+
+    Args:
+        front: the set.
+        preference: γ.
+        head: the task whose model is written.
+        data: task -> its inputs.
+        options: of ``Tuning``.
+
+    Raises:
+        UserError: options that are wrong, or nothing to do; no head; no data of that task.
+    """
+    from paretomerge.api import load_tasks
+    from paretomerge.fitting.tuning import Tuning, tuned_tensors
+    from paretomerge.options import check_options
+
+    tuning = Tuning(**check_options(Tuning, options, "pick"))
+    if not tuning:
+        raise UserError("pick: data are for tuning: say how with --option head_steps=200, or --option norm_statistics=true")
+    if head is None:
+        raise UserError("pick: a model is tuned for one task: name it with --head")
+    if head not in data:
+        raise UserError(f"task {head} has no inputs to tune on: name them with --data {head}=PATH")
+    task = load_tasks(front, {head: data[head]}, keep_labels=True)[head]
+    return tuned_tensors(front, preference, task, tuning)

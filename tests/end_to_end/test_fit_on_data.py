@@ -146,7 +146,8 @@ def test_adamerging_is_the_same_at_every_preference(cli, families):
         cli("pick", "front", "-p", preference, "--head", "none", "-o", preference[-1])
     one, other, base = (open_checkpoint(cli.here / name) for name in ("a", "b", "front"))
     assert all(torch.equal(one[name], other[name]) and torch.equal(one[name], base[name]) for name in base)
-    assert "the same at every preference" in cli.refuses("pick", "front", "-p", "only:a", "--head", "a", "--lora", "-o", "adapter")
+    words = ["pick", "front", "-p", "only:a", "--head", "a", "--lora", "-o", "adapter"]
+    assert "the same at every preference" in cli.refuses(*words)
 
 
 # -- the same again, stopped and gone on

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 import tiny
 from paretomerge.errors import UserError
 from paretomerge.export.lora import write_lora
-from paretomerge.weights.adapted import Pair
 from paretomerge.weights.adapter import open_adapter
 from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.weights.low_rank import LowRank
 
 MODULES = {
     "llama": [
@@ -36,7 +36,7 @@ def written(base, ranks, folder, **options):
     pairs = {}
     for name, rank in ranks.items():
         m, n = start.infos[name].shape
-        pairs[name] = Pair(0.1 * torch.randn(m, rank, generator=generator), torch.randn(rank, n, generator=generator))
+        pairs[name] = LowRank(0.1 * torch.randn(m, rank, generator=generator), torch.randn(rank, n, generator=generator))
     write_lora(
         list(ranks), pairs.__getitem__, folder, config=start.config, base_model=str(base), provenance={"method": "soup"},
         overwrite=True, **options,
@@ -68,7 +68,7 @@ def test_zeros_that_fill_up_are_not_read_again(bases, tmp_path):
     """Sums of adapters have the sum of the ranks: of what was added, not of the padding."""
     written(bases["llama"], {"model.layers.0.self_attn.q_proj.weight": 5, "lm_head.weight": 2}, tmp_path / "adapter")
     factors = open_adapter(tmp_path / "adapter").factors
-    assert {name: each.down.shape[1] for name, each in factors.items()} == {
+    assert {name: each.rank for name, each in factors.items()} == {
         "model.layers.0.self_attn.q_proj.weight": 5,
         "lm_head.weight": 2,
     }
@@ -76,7 +76,7 @@ def test_zeros_that_fill_up_are_not_read_again(bases, tmp_path):
 
 def test_numbers_that_are_none_are_not_written(bases, tmp_path):
     start = open_checkpoint(bases["llama"])
-    pair = Pair(torch.full((40, 1), float("inf")), torch.ones(1, 16))
+    pair = LowRank(torch.full((40, 1), float("inf")), torch.ones(1, 16))
     with pytest.raises(UserError, match=r"lm_head\.lora_B\.weight: .*infinite"):
         write_lora(
             ["lm_head.weight"], lambda name: pair, tmp_path / "adapter", config=start.config, base_model="x",

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from paretomerge.fitting.learned import Learned, Target
-from paretomerge.weights.adapted import Pair
-from paretomerge.weights.vectors import Thin
+from paretomerge.weights.low_rank import LowRank
 
 SHAPES = {
     "attn.query.weight": (6, 5),
@@ -262,13 +261,13 @@ def test_task_vectors_as_products():
     for name, ranks in ((QUERY, (1, 3, 2)), (DENSE, (2, 0, 4))):
         shape = SHAPES[name]
         pairs = [
-            Pair(
+            LowRank(
                 torch.randn(shape[0], r, generator=generator, dtype=torch.float64),
                 torch.randn(r, shape[1], generator=generator, dtype=torch.float64),
             )
             for r in ranks
         ]
-        thin[name] = Thin.of(pairs)
+        thin[name] = LowRank.beside(pairs)
         stacked[name] = torch.stack([(left @ right).flatten() for left, right in pairs])
     made = [Learned(plain.base, vectors, TARGETS["fused"], kind="affine") for vectors in ({**stacked, **thin}, stacked)]
     gamma = preference(3)

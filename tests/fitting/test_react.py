@@ -247,7 +247,7 @@ def test_on_a_fitted_front(folder, tmp_path):
     with pytest.raises(UserError, match="corrected one already"):
         api.fit(experts, "react", data=tasks, on=str(tmp_path / "corrected"))
     with pytest.raises(UserError, match=r"moves by a whole tensor in this front \(react\)"):
-        front.pick_lora("only:a", tmp_path / "lora")
+        front.pick_lora("only:a", tmp_path / "lora", head="a")
 
 
 def test_mistakes(folder, tmp_path):

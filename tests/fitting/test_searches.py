@@ -42,14 +42,14 @@ def test_from_experts_to_a_front_and_back(name, tmp_path):
     assert again.settings["said"] == said
     base, states = family(3)
     for gamma in ("equal", "only:a", "priority:c"):
-        c = pareto_set.coefficients(pareto_set.preference(gamma))
+        c = pareto_set.mixture(pareto_set.preference(gamma)).numpy()
         weights, same = pareto_set.at(gamma), again.at(gamma)
         for key in ("layer.query.weight", "vector"):
             expected = base[key] + sum(float(x) * (state[key] - base[key]) for x, state in zip(c, states, strict=True))
             torch.testing.assert_close(weights[key], expected, rtol=1e-5, atol=1e-5)
             assert torch.equal(weights[key], same[key])
     if name != "map-nested":
-        best = known.truth(pareto_set.coefficients(pareto_set.preference("only:b"))[None])[0]
+        best = known.truth(pareto_set.mixture(pareto_set.preference("only:b")).numpy()[None])[0]
         assert best[1] > 0.8 and best[1] > best[0]
 
 
@@ -72,7 +72,7 @@ def test_a_preference_moves_the_model_towards_its_task():
     pareto_set = search("map", opened(*family(3)), lambda vectors: known)
     for k, task in enumerate("abc"):
         values = [
-            known.truth(pareto_set.coefficients(pareto_set.preference(p))[None])[0, k]
+            known.truth(pareto_set.mixture(pareto_set.preference(p)).numpy()[None])[0, k]
             for p in ("equal", f"priority:{task}", f"only:{task}")
         ]
         assert values == sorted(values) and values[2] > values[0] + 0.05

@@ -8,9 +8,10 @@ import fit_data
 import tiny
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.merges.processed import processed
-from paretomerge.search.merged import ingredients_of, write_sum_
+from paretomerge.search.merged import ingredients_of
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.lazy import as_bytes
+from paretomerge.weights.vectors import added
 
 CPU = torch.device("cpu")
 
@@ -33,12 +34,12 @@ def logits(net):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 def test_a_sum_is_the_sum(monkeypatch, dtype, stored):
-    monkeypatch.setattr("paretomerge.search.merged._CHUNK", 7)
+    monkeypatch.setattr("paretomerge.weights.vectors._BLOCK", 7)
     draw = torch.Generator().manual_seed(0)
     base, v = torch.randn(5, 6, generator=draw).to(dtype), torch.randn(3, 5, 6, generator=draw).to(stored)
     c = torch.tensor([0.3, -1.0, 0.7], dtype=torch.float64)
     out = torch.full((5, 6), torch.nan, dtype=dtype)
-    assert write_sum_(out, base, v, c) is out
+    assert added(base, v, c, out) is out
     exact = base.double() + (c.view(3, 1, 1) * v.double()).sum(0)
     torch.testing.assert_close(out.double(), exact, rtol=0, atol=0.02 if dtype == torch.bfloat16 else 1e-6)
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from paretomerge.sets.coefficients import Coefficients, shapes
+from paretomerge.sets.coefficients import Coefficients, Shared, shapes
 from paretomerge.weights.lazy import Weights
 
 KINDS = ("constant", "affine", "routed")
+"""With parameters in tensors; the proportional one has its λ among the facts."""
 GROUPS = {"one": ("a", "b"), "two": ("c",), "three": ("d", "e", "f")}
 
 
@@ -44,8 +45,8 @@ def test_are_the_formulas(kind, K):
     for group, names in enumerate(GROUPS.values()):
         for name in names:
             difference = by_hand(kind, c.parts, group, gamma) - by_hand(kind, c.parts, group, equal)
-            torch.testing.assert_close(c.of(name, gamma, equal), difference, rtol=1e-12, atol=1e-12)
-    assert c.of("e", gamma, gamma).abs().max() == 0
+            torch.testing.assert_close(c.between(gamma, equal)[c.row[name]], difference, rtol=1e-12, atol=1e-12)
+    assert c.between(gamma, gamma).abs().max() == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,3 +78,22 @@ def test_stored_and_restored(kind):
     whole = Weights.of({name: tensors[name].long() for name in tensors})
     with pytest.raises(ValueError, match="do not fit"):
         Coefficients.restored(kind, whole, facts, 3, names)
+
+
+def test_proportional_ones_are_k_lambda_gamma():
+    c = Coefficients.proportional(0.37, ["a", "b"])
+    tensors, facts = c.stored()
+    assert not len(tensors) and facts == {"scale": 0.37}
+    again = Coefficients.restored("proportional", tensors, facts, 3, ["a", "b"])
+    gamma, equal = preference(3), torch.full((3,), 1 / 3, dtype=torch.float64)
+    assert torch.equal(again.between(gamma, equal)[again.row["b"]], 3 * 0.37 * (gamma - equal))
+    torch.testing.assert_close(again.at(gamma)[0], 3 * 0.37 * gamma)
+    with pytest.raises(ValueError, match="scale nan"):
+        Coefficients.restored("proportional", tensors, {"scale": float("nan")}, 3, ["a"])
+
+
+def test_any_function_of_the_preference_can_be_shared():
+    c = Shared(lambda gamma: gamma.square(), ["a", "b"])
+    gamma = preference(3)
+    assert c.row == {"a": 0, "b": 0}
+    assert torch.equal(c.between(gamma, gamma.flip(0)), (gamma.square() - gamma.flip(0).square())[None])

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.preferences import one_hot
-from paretomerge.sets.factors import Factors
-from paretomerge.sets.low_rank import LowRank, folded
+from paretomerge.sets import restored
+from paretomerge.sets.factors import Factors, folded
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.lazy import Weights
 from states import DTYPES, state
 
@@ -30,7 +31,7 @@ def factors(name, members, rank=2, K=3, seed=0):
 
 def low_rank(dtype=torch.float32, K=3):
     parts = factors("attn.{qkv}.weight", list(QKV), K=K) | factors("mlp.weight", ["mlp.weight"], rank=3, K=K, seed=1)
-    return LowRank(TASKS[:K], Weights.of(state(0, dtype, SHAPES)), parts, {"rank": 2})
+    return ParetoSet(TASKS[:K], Weights.of(state(0, dtype, SHAPES)), factors=parts, settings={"rank": 2})
 
 
 def expected(pareto_set, name, gamma):
@@ -98,15 +99,34 @@ def test_shift_is_the_difference_of_two_points(a, b):
     pareto_set = low_rank(torch.float64)
     for name in pareto_set.varying:
         tensor = pareto_set.at(a)[name].clone()
-        moved = pareto_set.shift_(name, tensor, pareto_set.preference(b), pareto_set.preference(a))
+        moved = pareto_set.shift(pareto_set.preference(b), pareto_set.preference(a)).add_(name, tensor)
         assert moved is tensor
         torch.testing.assert_close(tensor, pareto_set.at(b)[name], rtol=1e-5, atol=1e-5)
+
+
+def test_what_depends_on_the_preference_is_computed_once(monkeypatch):
+    """One product for the three members of a target, however many tensors are moved by it."""
+    counted = []
+    mixed = Factors.mixed
+    monkeypatch.setattr(Factors, "mixed", lambda self, d: counted.append(self) or mixed(self, d))
+    weights = low_rank().at("only:math")
+    assert len([weights[name] for name in SHAPES]) == 5 and len(counted) == 2
+
+
+def test_a_preference_that_is_one_already_is_taken_as_it_is():
+    pareto_set = low_rank()
+    gamma = pareto_set.preference("math=3,code=1,chat=0")
+    assert pareto_set.preference(gamma) is gamma
+    assert pareto_set.preference(2 * gamma).tolist() == gamma.float().tolist() == pareto_set.preference(gamma.float()).tolist()
+    for wrong in (-gamma, gamma[:2], gamma * torch.nan):
+        with pytest.raises(ValueError, match="preference: "):
+            pareto_set.preference(wrong)
 
 
 def test_the_difference_is_a_lora_of_the_rank():
     pareto_set = low_rank(torch.float64)
     for name in pareto_set.varying:
-        left, right = pareto_set.low_rank(name, pareto_set.preference("only:math"))
+        left, right = pareto_set.shift(pareto_set.preference("only:math")).pair(name)
         difference = pareto_set.at("only:math")[name] - pareto_set.base[name]
         rank = 3 if name == "mlp.weight" else 2
         assert left.shape[1] == right.shape[0] == rank
@@ -139,7 +159,7 @@ def test_stored_and_restored(tmp_path):
     tensors, facts = pareto_set.stored()
     write_safetensors(tensors, tmp_path / "set.safetensors")
     read, facts = open_checkpoint(tmp_path / "set.safetensors"), json.loads(json.dumps(facts))
-    again = LowRank.restored(TASKS, pareto_set.base, {"rank": 2}, read, facts)
+    again = restored("pareto-merging", TASKS, pareto_set.base, {"rank": 2}, read, facts)
     assert again.tasks == TASKS and again.settings == {"rank": 2}
     for k in range(3):
         one, other = pareto_set.at(one_hot(3, k)), again.at(one_hot(3, k))
@@ -166,7 +186,7 @@ def test_a_preference_of_an_unknown_task():
 def test_folding_changes_nothing_at_any_preference(dtype, gamma):
     pareto_set = low_rank(dtype)
     base, centred = folded(pareto_set.base, pareto_set.factors)
-    again = LowRank(TASKS, base, centred)
+    again = ParetoSet(TASKS, base, factors=centred)
     for name in SHAPES:
         # before: base + A (Σ_k γ_k G_k) B, as the paper writes it
         before = pareto_set.base[name].double() if name not in pareto_set.varying else papers(pareto_set, name, gamma)
@@ -215,7 +235,7 @@ def test_parameters_added_to_a_vit_b_32(fused, option, share):
         )
         for name, members in chosen.items()
     }
-    added = LowRank(("a", "b"), Weights(infos, torch.zeros), parts).added_parameters()
+    added = ParetoSet(("a", "b"), Weights(infos, torch.zeros), factors=parts).added_parameters()
     if fused or option:
         assert added == 12 * (2304 * 16 + 16 * 768 + 2 * 256) == 595_968
     else:

@@ -51,9 +51,23 @@ def test_equal_preference_is_the_base_bit_for_bit_and_shifts_come_back():
     assert all(torch.equal(weights[name], pareto_set.base[name]) for name in weights)
     name = "layer.query.weight"
     tensor = pareto_set.at("only:a")[name].clone()
-    moved = pareto_set.shift_(name, tensor, pareto_set.preference("only:b"), pareto_set.preference("only:a"))
+    moved = pareto_set.shift(pareto_set.preference("only:b"), pareto_set.preference("only:a")).add_(name, tensor)
     assert moved is tensor
     torch.testing.assert_close(moved, pareto_set.at("only:b")[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_point_is_picked_once_for_a_model(monkeypatch):
+    from paretomerge.sets import searched as room
+
+    pareto_set = searched(SearchedFront(POINTS, METRICS, PREDICTED, NAN))
+    counted = []
+    monkeypatch.setattr(
+        room, "pick", lambda front, tasks, gamma, choice: counted.append(gamma) or pick(front, tasks, gamma, choice)
+    )
+    for preference in ("only:a", "only:b"):
+        weights = pareto_set.at(preference)
+        assert len([weights[name] for name in weights]) > 3
+    assert [gamma.tolist() for gamma in counted] == [[1, 0], [0.5, 0.5], [0, 1]]  # the equal one's is known from then on
 
 
 def test_measured_counts_before_predicted():

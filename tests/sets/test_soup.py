@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from paretomerge.fitting.soup import soup
 from paretomerge.merges import task_arithmetic, ties
-from paretomerge.sets.soup import Soup
+from paretomerge.sets import restored
 from paretomerge.weights.experts import load_experts
 from paretomerge.weights.lazy import Weights
 from states import DTYPES, NAMES, family, opened
@@ -64,7 +64,7 @@ def test_shift_is_the_difference_of_two_points(a, b):
     pareto_set = soup(opened(*family(3, torch.float64)))
     for name in ("layer.query.weight", "scalar", "conv.weight"):
         tensor = pareto_set.at(a)[name].clone()
-        moved = pareto_set.shift_(name, tensor, pareto_set.preference(b), pareto_set.preference(a))
+        moved = pareto_set.shift(pareto_set.preference(b), pareto_set.preference(a)).add_(name, tensor)
         assert moved is tensor
         torch.testing.assert_close(tensor, pareto_set.at(b)[name], rtol=1e-9, atol=1e-9)
 
@@ -72,10 +72,11 @@ def test_shift_is_the_difference_of_two_points(a, b):
 def test_shifting_there_and_back_again():
     pareto_set = soup(opened(*family(3)))
     equal, one = pareto_set.equal, pareto_set.preference("only:a")
+    there, back = pareto_set.shift(one), pareto_set.shift(equal, one)
     tensor = pareto_set.base["layer.query.weight"].clone()
     for _ in range(50):
-        pareto_set.shift_("layer.query.weight", tensor, one, equal)
-        pareto_set.shift_("layer.query.weight", tensor, equal, one)
+        there.add_("layer.query.weight", tensor)
+        back.add_("layer.query.weight", tensor)
     torch.testing.assert_close(tensor, pareto_set.base["layer.query.weight"], rtol=1e-5, atol=1e-5)
 
 
@@ -84,7 +85,7 @@ def test_stored_and_restored(dtype):
     pareto_set = soup(opened(*family(2, dtype)), scale=0.3)
     tensors, facts = pareto_set.stored()
     kept = Weights.of({name: tensors[name].clone() for name in tensors})
-    again = Soup.restored(pareto_set.tasks, pareto_set.base, pareto_set.settings, kept, facts)
+    again = restored("soup", pareto_set.tasks, pareto_set.base, pareto_set.settings, kept, facts)
     one, other = pareto_set.at("only:b"), again.at("only:b")
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert set(again.varying) == set(pareto_set.varying)

@@ -6,11 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from paretomerge.sets import restored
 from paretomerge.sets.coefficients import Coefficients, shapes
 from paretomerge.sets.factors import Factors
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.sets.routed import Routed
-from paretomerge.sets.steered import Steered
 from paretomerge.sets.task_vectors import TaskVectors
 from paretomerge.weights.lazy import Weights
 from states import DTYPES, state
@@ -39,11 +38,12 @@ def made(kind: str, dtype: torch.dtype = torch.float64) -> tuple[ParetoSet, dict
     c = Coefficients(function, parts, groups)
     meant = whole | {QUERY: left @ right}
     if kind == "pwe-moe":
-        return Routed("abc", Weights.of(base), c, vectors, {"x": 1}), meant
+        return ParetoSet("abc", Weights.of(base), coefficients=c, task_vectors=vectors, settings={"x": 1}), meant
     factors = {DENSE: Factors(drawn(5, 2, seed=9), drawn(K, 2, 2, seed=10), drawn(2, 12, seed=11), ((DENSE, 5),)),
                "embed": Factors(drawn(11, 1, seed=12), drawn(K, 1, 1, seed=13), drawn(1, 6, seed=14),
                                 (("embed_tokens.weight", 11),))}  # fmt: skip
-    return Steered("abc", Weights.of(base), c, vectors, factors, {"x": 1}), meant
+    whole_set = ParetoSet("abc", Weights.of(base), coefficients=c, task_vectors=vectors, factors=factors, settings={"x": 1})
+    return whole_set, meant
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -59,7 +59,7 @@ def test_is_the_formula(kind, dtype, gamma):
         for row, members in enumerate(pareto_set.coefficients.groups.values()):
             if name in members:
                 expected = expected + sum(c[row, k] * v[name][k] for k in range(K))
-        for target in getattr(getattr(pareto_set, "low_rank", None), "factors", {}).values():
+        for target in pareto_set.factors.values():
             if target.members[0][0] == name:
                 expected = expected + target.a @ torch.tensordot(g - equal, target.g, dims=1) @ target.b
         assert weights[name].dtype == pareto_set.base[name].dtype
@@ -84,7 +84,7 @@ def test_shift_is_the_difference_of_two_points(kind, a, b):
     pareto_set, _ = made(kind)
     for name in pareto_set.varying:
         tensor = pareto_set.at(a)[name].clone()
-        moved = pareto_set.shift_(name, tensor, pareto_set.preference(b), pareto_set.preference(a))
+        moved = pareto_set.shift(pareto_set.preference(b), pareto_set.preference(a)).add_(name, tensor)
         assert moved is tensor
         torch.testing.assert_close(tensor, pareto_set.at(b)[name], rtol=1e-6, atol=1e-6)
 
@@ -95,7 +95,7 @@ def test_stored_and_restored(kind, dtype):
     pareto_set, _ = made(kind, dtype)
     tensors, facts = pareto_set.stored()
     kept = Weights.of({name: tensors[name].clone() for name in tensors})
-    again = type(pareto_set).restored(pareto_set.tasks, pareto_set.base, pareto_set.settings, kept, facts)
+    again = restored(kind, pareto_set.tasks, pareto_set.base, pareto_set.settings, kept, facts)
     one, other = pareto_set.at("only:b"), again.at("only:b")
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert set(again.varying) == set(pareto_set.varying) and again.settings == {"x": 1}

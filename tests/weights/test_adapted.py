@@ -6,13 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.errors import UserError
-from paretomerge.weights.adapted import Adapted, Pair, compressed, concatenated
+from paretomerge.weights.adapted import Adapted
 from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.low_rank import LowRank, side_by_side
 
 
 def pair(m, n, r, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return Pair(torch.randn(m, r, generator=generator), torch.randn(r, n, generator=generator))
+    return LowRank(torch.randn(m, r, generator=generator), torch.randn(r, n, generator=generator))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.lists(st.integers(0, 4), min_size=1, max_size=4))
@@ -20,7 +21,7 @@ def test_a_concatenation_is_the_weighted_sum(m, n, ranks):
     pairs = [pair(m, n, r, seed) for seed, r in enumerate(ranks)]
     weights = [0.5 - seed for seed in range(len(pairs))]
     dense = sum(w * (left @ right) for w, (left, right) in zip(weights, pairs, strict=True))
-    left, right = concatenated(pairs, weights)
+    left, right = side_by_side(pairs, weights)
     assert left.shape == (m, sum(ranks)) and right.shape == (sum(ranks), n)
     torch.testing.assert_close(left @ right, dense)
 
@@ -29,7 +30,7 @@ def test_a_concatenation_is_the_weighted_sum(m, n, ranks):
 def test_compression_is_the_truncated_svd(m, n, r, rank):
     whole = pair(m, n, r)
     dense = (whole.left.double() @ whole.right.double()).numpy()
-    smaller, lost, total = compressed(whole, rank)
+    smaller, lost, total = whole.truncated(rank)
     s = torch.linalg.svdvals(torch.from_numpy(dense))
     assert smaller.rank == min(rank, r, m, n)
     assert total == pytest.approx(float(s.square().sum()), rel=1e-6)
@@ -48,7 +49,7 @@ def test_a_base_with_products(dtype):
     torch.testing.assert_close(model["w"], expected)
     assert torch.equal(model["b"], origin["b"])
     assert model.plus(["w"], {"w": added}.__getitem__).pair("w").rank == 2, "the same right factor: the rank stays"
-    other = Pair(added.left, added.right + 1)
+    other = LowRank(added.left, added.right + 1)
     more = model.plus(["w"], {"w": other}.__getitem__)
     assert more.pair("w").rank == 4
     torch.testing.assert_close(

@@ -105,8 +105,9 @@ def test_is_what_peft_merges(tmp_path, case):
 def test_on_a_base_of_another_dtype(tmp_path, dtype):
     base, adapter, _ = adapted("llama", tmp_path, {"target_modules": LLAMA}, {}, dtype)
     name = "model.layers.1.self_attn.v_proj.weight"
-    factors = open_adapter(adapter).factors[name]
-    delta = factors.scale * factors.down.double() @ factors.up.double()
+    opened = open_adapter(adapter)
+    left, right = opened.factors[name]
+    delta = opened.scales[name] * left.double() @ right.double()
     merged = task_arithmetic(load_experts(base, {"a": adapter}), scale=1.0)
     expected = load_file(base / "model.safetensors")[name].double() + delta
     step = 1e-6 if dtype == torch.float64 else 2**-8
@@ -124,9 +125,9 @@ def test_adapters_and_full_models_together(tmp_path):
 
 def test_scale_by_hand(tmp_path):
     _, adapter, _ = adapted("llama", tmp_path, {"target_modules": LLAMA, "use_rslora": True}, {})
-    factors = open_adapter(adapter).factors["model.layers.0.self_attn.q_proj.weight"]
-    assert factors.scale == pytest.approx(7 / math.sqrt(4))
-    assert factors.shape == (16, 16) and factors.down.shape == (16, 4)
+    name, opened = "model.layers.0.self_attn.q_proj.weight", open_adapter(adapter)
+    assert opened.scales[name] == pytest.approx(7 / math.sqrt(4))
+    assert opened.factors[name].shape == (16, 16) and opened.factors[name].rank == 4
 
 
 def test_the_head_stays_with_its_task(tmp_path):
@@ -283,10 +284,10 @@ def test_an_adapter_with_a_smaller_vocabulary(tmp_path):
     net.resize_token_embeddings(37)
     net = peft.get_peft_model(net, peft.LoraConfig(target_modules=["embed_tokens"], init_lora_weights=False, r=2))
     net.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
-    factors = open_adapter(tmp_path / "adapter").factors["model.embed_tokens.weight"]
-    assert factors.shape == (37, 16)
+    product = open_adapter(tmp_path / "adapter").product("model.embed_tokens.weight", 16)
+    assert product.shape == (37, 16)
     v = load_experts(base, {"a": tmp_path / "adapter"}, vocab="common").task_vectors("model.embed_tokens.weight")[0]
-    torch.testing.assert_close(v[:37], factors.scale * factors.down @ factors.up)
+    torch.testing.assert_close(v[:37], product.left @ product.right)
     assert v[37:].abs().max() == 0
 
 

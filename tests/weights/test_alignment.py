@@ -398,8 +398,18 @@ def test_excluding_everything_is_an_error(llama):
     assert "nothing to merge" in findings(base, experts, exclude=["*"])[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.bool])
-def test_quantised_weights_are_refused(llama, dtype):
+@pytest.mark.parametrize(("dtype", "stored"), [(torch.int8, "I8"), (torch.uint8, "U8")])
+def test_quantised_weights_are_refused(llama, dtype, stored):
+    base, experts = llama
+    name = "model.layers.0.mlp.up_proj.weight"
+    edit(experts["b"], lambda t: t.update({name: t[name].to(dtype)}))
+    with pytest.raises(UserError, match=rf"the model is quantised \({name} \({stored}\)\)") as refused:
+        findings(base, experts)
+    assert str(refused.value).startswith(f"{experts['b'] / SINGLE}: ")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool])
+def test_weights_that_nothing_can_be_added_to_are_refused(llama, dtype):
     base, experts = llama
     name = "model.layers.0.mlp.up_proj.weight"
     edit(experts["b"], lambda t: t.update({name: t[name].to(dtype)}))

@@ -145,11 +145,22 @@ def test_a_front_while_a_model_is_picked(here, how, file):
     assert not list(here.glob("*out*"))
 
 
+@pytest.mark.parametrize("how", HOW)
+def test_a_front_after_its_model_was_built(here, how):
+    api.fit(opened(), "soup").save("front")
+    front = load_front("front")
+    weights = front.at("equal")
+    HOW[how](here / "front" / "pareto_set.safetensors")
+    with pytest.raises(UserError, match=rf"^front/pareto_set.safetensors: has been {how}"):
+        front.write_picked(weights, "equal", "out")
+
+
 def test_a_front_while_it_is_measured(here):
     api.fit(opened(), "soup").save("front")
     objectives = [Objective(task, "acc") for task in "ab"]
     command = (
-        'printf x | dd of=front/model.safetensors bs=1 seek=500 conv=notrunc status=none; echo \'{"a": 1, "b": 1}\' # {model}'
+        "test -d {model}; printf x | dd of=front/model.safetensors bs=1 seek=500 conv=notrunc status=none; "
+        'echo \'{"a": 1, "b": 1}\''
     )
     with pytest.raises(UserError, match=r"^front/model.safetensors: has been written to"):
         evaluate_by(load_front("front"), ByCommand(command, objectives), ["equal"])

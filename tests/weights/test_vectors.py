@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.sets.task_vectors import TaskVectors
-from paretomerge.weights.adapted import Pair
 from paretomerge.weights.lazy import Weights
-from paretomerge.weights.vectors import Thin, add, inner, varies
+from paretomerge.weights.low_rank import LowRank
+from paretomerge.weights.vectors import added, inner, number, varies
 
 
 def thin(m, n, ranks, seed, dtype=torch.float64):
@@ -16,12 +16,11 @@ def thin(m, n, ranks, seed, dtype=torch.float64):
     def draw(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    return Thin.of([Pair(draw(m, r), draw(r, n)) for r in ranks]), draw(m, n), draw(len(ranks)), draw(m, n)
+    return LowRank.beside([LowRank(draw(m, r), draw(r, n)) for r in ranks]), draw(m, n), draw(len(ranks)), draw(m, n)
 
 
 def dense(of):
-    products = zip(of.left.split(of.ranks, 1), of.right.split(of.ranks), strict=True)
-    return torch.stack([(left @ right).flatten() for left, right in products])
+    return torch.stack([(of.left[:, own] @ of.right[own]).flatten() for own in of.columns()])
 
 
 shapes = given(
@@ -33,9 +32,9 @@ shapes = given(
 def test_products_and_stacks_give_the_same(m, n, ranks, seed):
     of, base, c, g = thin(m, n, ranks, seed)
     whole = dense(of)
-    torch.testing.assert_close(add(base, of, c), add(base, whole, c), rtol=0, atol=1e-12)
+    torch.testing.assert_close(added(base, of, c), added(base, whole, c), rtol=0, atol=1e-12)
     torch.testing.assert_close(inner(of, g), inner(whole, g), rtol=0, atol=1e-12)
-    assert len(of) == len(ranks)
+    assert number(of) == number(whole) == len(ranks)
     assert varies(of) == bool(whole.any())
 
 
@@ -43,8 +42,7 @@ def test_products_and_stacks_give_the_same(m, n, ranks, seed):
 def test_inner_products_are_the_gradients_of_the_sum(m, n, ranks, seed):
     of, base, c, g = thin(m, n, ranks, seed)
     c.requires_grad_()
-    blocks = zip(of.left.split(of.ranks, 1), of.right.split(of.ranks), strict=True)
-    theta = base + sum(c[k] * left @ right for k, (left, right) in enumerate(blocks))
+    theta = base + sum(c[k] * of.left[:, own] @ of.right[own] for k, own in enumerate(of.columns()))
     torch.testing.assert_close(inner(of, g), torch.autograd.grad((theta * g).sum(), c)[0], rtol=1e-10, atol=1e-10)
 
 
@@ -54,7 +52,7 @@ def test_stacked_factors_of_one_rank_are_the_same_products(m, n, ranks, seed):
     left, right = of.stacked()
     assert left.shape == (len(ranks), m, max(ranks)) and right.shape == (len(ranks), max(ranks), n)
     kept = TaskVectors(Weights.of({}), Weights.of({"x": left}), Weights.of({"x": right}))
-    expected = add(base, of, c)
+    expected = added(base, of, c)
     torch.testing.assert_close(kept.add_("x", base.clone(), c.double()), expected, rtol=1e-5, atol=1e-5)
     pair = kept.pair("x", c.double())
     torch.testing.assert_close(base + pair.left @ pair.right, expected, rtol=1e-5, atol=1e-5)
@@ -62,9 +60,9 @@ def test_stacked_factors_of_one_rank_are_the_same_products(m, n, ranks, seed):
 
 def test_sums_can_be_written_in_place_and_to_a_tensor_that_is_not_contiguous():
     of, base, c, _ = thin(4, 6, (2, 1), 0)
-    expected = add(base, of, c)
+    expected = added(base, of, c)
     out = torch.empty(4, 6, dtype=torch.float64)
-    assert add(base.T.contiguous().T, of, c, out) is out
+    assert added(base.T.contiguous().T, of, c, out) is out
     torch.testing.assert_close(out, expected)
     left, right = of.stacked()
     kept = TaskVectors(Weights.of({}), Weights.of({"x": left}), Weights.of({"x": right}))

@@ -18,7 +18,6 @@ from paretomerge.errors import UserError
 from paretomerge.preferences import Preference, priority_in_words
 from paretomerge.report.figures import Figure
 from paretomerge.report.tables import title
-from paretomerge.sets.low_rank import LowRank
 from paretomerge.strict_json import compact_json
 from paretomerge.weights.heads import NO_HEAD
 
@@ -276,7 +275,7 @@ def _export(view: View, gamma: gr.State) -> tuple[gr.Textbox, list[gr.components
     """A folder under the front; the name's field, and what chooses the head and the kind."""
     front = view.front
     heads = [UNCHOSEN, *sorted(front.heads), WHOLE] if front.heads else [WHOLE]
-    kinds = [CHECKPOINT, *([LORA] if isinstance(front.pareto_set, LowRank) else [])]
+    kinds = [CHECKPOINT, *([LORA] if front.pareto_set.low_rank else [])]
     with gr.Row(equal_height=False):
         with gr.Column(min_width=300):
             kind = gr.Radio(kinds, value=CHECKPOINT, label="write this preference's model as a", elem_id="export-kind")

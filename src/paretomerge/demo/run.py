@@ -27,7 +27,7 @@ from paretomerge.evaluation.results import Row, value
 from paretomerge.evaluation.tasks import DataSpec, Task
 from paretomerge.front import Front, front_of
 from paretomerge.report.plots import Point, front_figure
-from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts, load_experts
 from paretomerge.weights.writing import whole_folder, write_marker
 
@@ -192,7 +192,7 @@ def measure(shipped: Demo, sets: dict[str, Front], seed: int) -> Iterator[Row]:
         TA: api.merge(shipped.experts, "task_arithmetic", scale=0.3),
     }
     soup = sets[SOUPS]
-    single = {name: front_of(LowRank(tasks, weights, {}), shipped.experts, hashes=False) for name, weights in merged.items()}
+    single = {name: front_of(ParetoSet(tasks, weights), shipped.experts, hashes=False) for name, weights in merged.items()}
     for name, front in {**single, **sets}.items():
         models = {task: front.model("equal", head=task, dtype=torch.float32) for task in tasks}
         for spec, measured in wanted(tasks) if name in sets else [("equal", tasks)]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from paretomerge.search.merged import packed_heads, shared_models, unpacked_heads
-from paretomerge.sets import SETS
+from paretomerge.sets import restored
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.finite import check_finite
@@ -69,8 +69,7 @@ class FrontModels:
 
     def with_weights(self, weights: Mapping[str, Weights]) -> FrontModels:
         own = self._facts
-        kind = SETS[own["method"]]
-        pareto_set = kind.restored(own["tasks"], weights["base"], own["settings"], weights["set"], own["set"])
+        pareto_set = restored(own["method"], own["tasks"], weights["base"], own["settings"], weights["set"], own["set"])
         return replace(self, pareto_set=pareto_set, heads=unpacked_heads(self.heads, weights), _facts={})
 
 
@@ -94,21 +93,20 @@ class LiveFront:
         """Write θ(γ) into the models, each tensor from the base: no rounding error is carried from point to point."""
         if self._at == tuple(point):
             return
-        gamma, equal = self._set.preference(list(point)), self._set.equal
-        base = self._set.base
+        shift, base = self._set.shift(self._set.preference(list(point))), self._set.base
         for name, parameter in self._parameters.items():
             wide = torch.float64 if base.infos[name].dtype == torch.float64 else torch.float32
             if parameter.dtype == wide:
                 parameter.copy_(base[name])
-                self._set.shift_(name, parameter.data, gamma, equal)
+                shift.add_(name, parameter.data)
             else:
                 tensor = base[name].to(parameter.device, wide, copy=True)
-                parameter.copy_(self._set.shift_(name, tensor, gamma, equal))
+                parameter.copy_(shift.add_(name, tensor))
             check_finite(name, parameter)  # a metric of such a model would be a number like any other
         for task, stored in self._heads.items():  # a correction that is folded into heads moves them, too
             parameters = dict(self.models[task].named_parameters())
             names = live_names(stored.infos, self.models[task])
-            moved = self._set.on_head(task, stored, list(point))
+            moved = shift.on_head(task, stored)
             for name in self._set.varying_of_head(task):
                 parameters[names[name]].copy_(moved[name])
         self._at = tuple(point)

@@ -73,6 +73,5 @@ def _without_placeholders(text: str) -> None:
     for placeholder, name in VARIABLES.items():
         if placeholder in text:
             raise UserError(
-                f"--evaluator: {placeholder} in a here-document: pass it as an argument, or read the environment variable {name} "
-                "there"
+                f"--evaluator: {placeholder} in a here-document: pass it as an argument, or read the variable {name} there"
             )

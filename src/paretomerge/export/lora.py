@@ -15,15 +15,16 @@ from paretomerge.errors import UserError
 from paretomerge.export.card import model_card
 from paretomerge.export.huggingface import PROVENANCE
 from paretomerge.export.loading import adapter_code
-from paretomerge.weights.adapted import Adapted, Compressed, Pair, compressed
+from paretomerge.weights.adapted import Adapted
 from paretomerge.weights.architecture import empty_model, live_names
 from paretomerge.weights.checkpoint import Checkpoint
 from paretomerge.weights.configuration import architecture
 from paretomerge.weights.finite import finite
 from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.low_rank import LowRank, Truncated
 from paretomerge.weights.writing import whole_folder, write_json, write_marker, write_safetensors
 
-PairOf = Callable[[str], Pair]
+PairOf = Callable[[str], LowRank]
 """The base's name of a matrix -> what is added to it: L (m, r) and R (r, n), as the base stores the matrix."""
 
 
@@ -58,16 +59,16 @@ def write_lora(
     Raises:
         UserError: a matrix that PEFT cannot adapt, or that the class does not have.
     """
-    losses: dict[str, Compressed] = {}
+    losses: dict[str, Truncated] = {}
 
     @lru_cache(maxsize=8)  # a matrix has two tensors: it is computed once for both
-    def smaller(name: str) -> Pair:
+    def smaller(name: str) -> LowRank:
         if rank is None:
             return pair(name)
         with of_tensor(name):
-            found = compressed(pair(name), rank)
-        losses[name] = found._replace(pair=Pair(torch.empty(0), torch.empty(0)))
-        return found.pair
+            found = pair(name).truncated(rank)
+        losses[name] = found._replace(product=LowRank(torch.empty(0), torch.empty(0)))
+        return found.product
 
     tensors, adapter = adapter_files(names, smaller, config=config, base_model=base_model, head=head)
     with whole_folder(folder, overwrite=PROVENANCE if overwrite else None) as temporary:

@@ -18,12 +18,12 @@ from paretomerge import preferences
 from paretomerge.decompositions import eigh, of_tensor, qr
 from paretomerge.errors import UserError
 from paretomerge.merges.linear import task_arithmetic
-from paretomerge.sets.factors import Factors
-from paretomerge.sets.low_rank import LowRank, folded
+from paretomerge.sets.factors import Factors, folded
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.sets.targets import choose_targets
-from paretomerge.weights.adapted import Pair
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights, matrix_shape
+from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.writing import one_thread_each
 
 Members = Sequence[tuple[str, int]]
@@ -54,7 +54,7 @@ def pareto_merging(
     sweeps: int = 3,
     seed: int = 0,
     progress: Callable[[str, int], None] | None = None,
-) -> LowRank:
+) -> ParetoSet:
     """The Pareto set W(γ) = W_base + A (Σ_k γ_k G_k) B that approximates eq. 3 best, without data and without training.
 
     A and B are orthonormal, from a truncated Tucker-2 decomposition of D; the best cores are then the projections
@@ -134,7 +134,7 @@ def pareto_merging(
         "mu": mu, "alpha": alpha, "beta": beta, "sweeps": sweeps, "seed": seed,
         "captured": round(float(gram.trace() / energy.sum()), 6) if float(energy.sum()) else 1.0,
     }  # fmt: skip
-    return LowRank(experts.tasks, base, factors, settings)
+    return ParetoSet(experts.tasks, base, factors=factors, settings=settings)
 
 
 def tucker2(
@@ -226,34 +226,31 @@ def tchebycheff_mixing(
     return mixing.detach()
 
 
-def thin(experts: Experts, members: Sequence[tuple[str, int]]) -> tuple[Pair, list[Tensor]] | None:
-    """The task vectors of the stacked members as one pair of factors, and each task's columns of it; None: some are whole.
+def thin(experts: Experts, members: Sequence[tuple[str, int]]) -> LowRank | None:
+    """The K task vectors of the stacked members as products; None: some are whole.
 
-    v_k = L[:, c_k] R[c_k]: L (m, s) and R (s, n), s the sum of all ranks. NaN is found here: a decomposition hides it.
+    NaN is found here: a decomposition hides it.
     """
-    lefts, rights, owners = [], [], []
+    products = []
     for name, _ in members:
         if (pairs := experts.pairs(name)) is None:
             return None
-        lefts.append(torch.cat([pair.left for pair in pairs], 1))
-        rights += [pair.right for pair in pairs]
-        owners += [torch.full((pair.rank,), k) for k, pair in enumerate(pairs)]
-        if not all(torch.isfinite(factor).all() for pair in pairs for factor in pair):
+        products.append(LowRank.beside(pairs))
+        if not products[-1].finite():
             raise experts.not_finite(name)
-    owner = torch.cat(owners)
-    return Pair(torch.block_diag(*lefts), torch.cat(rights)), [(owner == k).nonzero()[:, 0] for k in range(len(experts))]
+    return LowRank.below(products)
 
 
 def _tucker2_of_products(
-    found: tuple[Pair, list[Tensor]], factor: float, rank: int, sweeps: int, generator: torch.Generator
+    vectors: LowRank, factor: float, rank: int, sweeps: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``tucker2`` of D_k = Kλ (v_k − v̄) for task vectors that are thin products: no D is formed.
 
     With L = Q S and Rᵀ = P T (QR), v_k = Q (S[:, c_k] T[:, c_k]ᵀ) Pᵀ: everything happens between Q and Pᵀ, in s × s.
     """
-    (left, right), columns = found
-    q, s = qr(left.double())
-    p, t = qr(right.double().T)
+    columns = vectors.columns()
+    q, s = qr(vectors.left.double())
+    p, t = qr(vectors.right.double().T)
     inner = torch.stack([s[:, c] @ t[:, c].T for c in columns])
     inner = (inner - inner.mean(0)) * factor
     shape = (inner.shape[1], inner.shape[2])

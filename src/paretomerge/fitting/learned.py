@@ -23,7 +23,8 @@ from paretomerge.sets.coefficients import Coefficients, Kind
 from paretomerge.sets.coefficients import shapes as coefficient_shapes
 from paretomerge.sets.factors import Factors, Structure
 from paretomerge.sets.factors import shapes as part_shapes
-from paretomerge.weights.vectors import Vectors, add, inner
+from paretomerge.weights.low_rank import LowRank
+from paretomerge.weights.vectors import Vectors, added, inner, number
 
 Members = tuple[tuple[str, int], ...]
 
@@ -61,7 +62,7 @@ class Learned:
         self.base = dict(base)
         self.task_vectors = dict(task_vectors)
         self.targets = tuple(targets)
-        self.n_tasks = n_tasks or len(next(iter(self.task_vectors.values())))
+        self.n_tasks = n_tasks or number(next(iter(self.task_vectors.values())))
         members = [name for target in self.targets for name, _ in target.members]
         self.varying = tuple(dict.fromkeys([*self.task_vectors, *members]))
         first = next(iter(self.base.values()))
@@ -104,12 +105,11 @@ class Learned:
             if not in_place:
                 theta = torch.empty_like(self.base[name], memory_format=torch.contiguous_format)
             if name in self.task_vectors:
-                add(self.base[name], self.task_vectors[name], c[row[name]], theta)
+                added(self.base[name], self.task_vectors[name], c[row[name]], theta)
             else:
                 theta.copy_(self.base[name])
             if name in low_rank:
-                left, right = low_rank[name]
-                theta.addmm_(left, right)
+                low_rank[name].add_to_(theta)
             if not in_place:
                 weights[name].copy_(theta)
 
@@ -185,13 +185,10 @@ class Learned:
             found[target.name] = Factors(parts["A"], parts.get("G"), parts["B"], target.members)
         return found
 
-    def low_rank(self, gamma: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def low_rank(self, gamma: Tensor) -> dict[str, LowRank]:
         """L (m, r) and R (r, n) of each member of a target at γ."""
-        terms = {}
+        terms: dict[str, LowRank] = {}
         for target in self.targets:
-            left, right = self.of(target).pair(gamma)
-            start = 0
-            for name, rows in target.members:
-                terms[name] = left[start : start + rows], right
-                start += rows
+            factors = self.of(target)
+            terms |= factors.split(factors.pair(gamma))
         return terms

@@ -25,10 +25,12 @@ from paretomerge.merges.linear import sum_of_adapters
 from paretomerge.merges.streaming import completed
 from paretomerge.merges.ties import trimmed_and_elected
 from paretomerge.options import Without, settings_of
-from paretomerge.sets.low_rank import LowRank, folded
+from paretomerge.sets.factors import folded
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
-from paretomerge.weights.vectors import Thin, add
+from paretomerge.weights.low_rank import LowRank
+from paretomerge.weights.vectors import added
 
 PAPER: dict[str, Any] = {
     "objective": "entropy", "targets": "attention", "rank": 16, "start": "kaiming", "scale": 0.3, "batch_size": 32, "lr": 1e-3,
@@ -57,7 +59,7 @@ def pareto_merging_on_data(
     store_task_vectors: Literal["float32", "bfloat16"] = "float32",
     options: TrainingOptions = TrainingOptions(),
     run: FitRun = FitRun(),
-) -> LowRank:
+) -> ParetoSet:
     """W(γ) = θ₀ + Σ_k λ_k v_k + A (Σ_k γ_k G_k) B with λ, A, B and G learned (Chen & Kwok 2025, eqs 5, 7, 8 and 11).
 
     The defaults differ from the paper's (``preset=paper``): distillation from the experts instead of entropy, a start from the
@@ -125,7 +127,7 @@ def pareto_merging_on_data(
     if on is None:
         return _as_set(experts, learned, fit.settings)
     base, factors = folded(on, learned.factors())
-    return LowRank(experts.tasks, base, factors, fit.settings)
+    return ParetoSet(experts.tasks, base, factors=factors, settings=fit.settings)
 
 
 ADAMERGING = TrainingOptions(
@@ -147,7 +149,7 @@ def adamerging(
         Without("schedule", "alpha", "sampling", "equal_every", "scalarization", "mu", "beta", "skip_below", "clip"),
     ] = ADAMERGING,
     run: FitRun = FitRun(),
-) -> LowRank:
+) -> ParetoSet:
     """AdaMerging (Yang et al. 2024): θ₀ + Σ_k λ_k v_k with λ learned; one model, the same at every preference.
 
     Args:
@@ -187,19 +189,18 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """preset -> method -> settings that differ from the method's defaults; AdaMerging's defaults are its paper's."""
 
 
-def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> LowRank:
+def _as_set(experts: Experts, learned: Learned, options: Mapping[str, Any]) -> ParetoSet:
     """The fitted set: θ₀ + Σ λ_k v_k as its base, the low-rank part centred."""
     lambdas = learned.view("lambda")
     merged: dict[str, Tensor] = {}
-    if experts.factored and all(isinstance(v, Thin) for v in learned.task_vectors.values()):
+    if experts.factored and all(isinstance(v, LowRank) for v in learned.task_vectors.values()):
         rows = {name: lambdas[row].tolist() for name, row in learned.coefficients.row.items()}
         arithmetic: Weights = sum_of_adapters(experts, rows.__getitem__)
     else:
         for name, v in learned.task_vectors.items():
-            theta = add(learned.base[name], v, lambdas[learned.coefficients.row[name]])
+            theta = added(learned.base[name], v, lambdas[learned.coefficients.row[name]])
             merged[name] = theta.cpu().to(experts.infos[name].dtype)
         arithmetic = completed(experts, merged)
     base, factors = folded(arithmetic, learned.factors())
-    return LowRank(
-        experts.tasks, base, factors, {**options, "lambda": [[round(x, 6) for x in row] for row in lambdas.tolist()]}
-    )
+    learned_lambda = [[round(x, 6) for x in row] for row in lambdas.tolist()]
+    return ParetoSet(experts.tasks, base, factors=factors, settings={**options, "lambda": learned_lambda})

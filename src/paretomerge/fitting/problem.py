@@ -29,8 +29,9 @@ from paretomerge.weights.experts import Experts
 from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.live import device_of
+from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.shared_models import SharedModels, own_tensors
-from paretomerge.weights.vectors import Thin, Vectors, varies
+from paretomerge.weights.vectors import Vectors, varies
 
 _HELD_OUT = 256
 """Held-out inputs a task that early stopping looks at."""
@@ -299,8 +300,8 @@ class Problem:
 def task_vectors_of(experts: Experts, name: str, device: torch.device, *, thin: bool = True) -> Vectors:
     """The K task vectors of a tensor in fp32: with ``thin`` as products, where all experts that change it hold them so."""
     if thin and (pairs := experts.pairs(name)) is not None:
-        found = Thin.of(pairs)
-        if not (found.left.isfinite().all() and found.right.isfinite().all()):
+        found = LowRank.beside(pairs)
+        if not found.finite():
             raise experts.not_finite(name)
         return found.to(device, torch.float32)
     return experts.task_vectors(name).reshape(len(experts), experts.infos[name].numel).to(device, torch.float32)

@@ -26,7 +26,6 @@ from paretomerge.fitting.features import FeaturePoint, feature_point
 from paretomerge.fitting.sampling import seed_of
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.sets.corrected import Corrected, Side
-from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet, Preference
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.experts import Experts
@@ -213,19 +212,19 @@ class _Live:
 
     def _read(self, preference: Preference) -> dict[nn.Parameter | Tensor, Tensor]:
         """The shared weights at a preference of the inner set."""
-        gamma, equal, varying = self.inner.preference(preference), self.inner.equal, frozenset(self.inner.varying)
-        moved = not torch.equal(gamma, equal)
+        gamma, varying = self.inner.preference(preference), frozenset(self.inner.varying)
+        moved, shift = not torch.equal(gamma, self.inner.equal), self.inner.shift(gamma)
         version: dict[nn.Parameter | Tensor, Tensor] = {}
         for name, weight in self.models.weights.items():
             info = self.inner.base.infos[name]
             if not moved or info.dtype == torch.float64:
-                tensor = self.inner.at(preference)[name]
+                tensor = self.inner.at(gamma)[name]
             elif name not in varying:
                 version[weight] = self.merged[weight]
                 continue
             else:  # what ``at`` would give, without computing the base once more
                 base = self.merged[weight].cpu().view(info.shape)
-                tensor = self.inner.shift_(name, base.to(torch.float32, copy=True), gamma, equal).to(info.dtype)
+                tensor = shift.add_(name, base.to(torch.float32, copy=True)).to(info.dtype)
             version[weight] = tensor.to(self.place, torch.float32, copy=True).view_as(weight)
         return version
 
@@ -341,7 +340,7 @@ def _inner(experts: Experts, on: Weights | ParetoSet | None) -> ParetoSet:
         if lacking := [name for name in experts.infos if name not in on.base]:
             raise UserError(f"the set to correct has no tensor {lacking[0]}: was it made of this base?")
         return on
-    return LowRank(experts.tasks, task_arithmetic(experts) if on is None else on, {})
+    return ParetoSet(experts.tasks, task_arithmetic(experts) if on is None else on)
 
 
 def _ready(tasks: Mapping[str, Task], name: str) -> Task:

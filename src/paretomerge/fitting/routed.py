@@ -16,9 +16,9 @@ from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.steered import at_equal, keep
 from paretomerge.options import Without
 from paretomerge.sets.modules import choose_modules
-from paretomerge.sets.routed import Routed
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
-from paretomerge.weights.vectors import add
+from paretomerge.weights.vectors import added
 
 PAPER: dict[str, Any] = {
     "modules": "mlp", "start": "task-arithmetic", "objective": "cross-entropy", "batch_size": 16, "steps": 4000, "lr": 1e-2,
@@ -37,7 +37,7 @@ def pwe_moe(
     store_task_vectors: Literal["base", "float32", "bfloat16"] = "base",
     options: Annotated[TrainingOptions, Without("beta")] = TrainingOptions(batch_size=16, lr=1e-2, alpha=1.0, equal_every=0),
     run: FitRun = FitRun(),
-) -> Routed:
+) -> ParetoSet:
     """PWE-MoE (Tang et al. 2024): φ_m(γ) = φ₀_m + Σ_k R_m(γ)_k v_km, a router R_m for each upscaled module m.
 
     The rest is task arithmetic with λ. The paper's routers start near λ at every preference: weights N(0, 0.01²), first bias
@@ -74,7 +74,8 @@ def pwe_moe(
     upscaled = {name for members in chosen.values() for name in members}
     rest: dict[str, Tensor] = {}
     for name in weights.keys() - upscaled:  # constant: written once, and nothing is asked of its gradient
-        rest[name] = add(problem.base[name], problem.task_vectors.pop(name), torch.full((n_tasks,), lam, device=problem.device))
+        at_scale = torch.full((n_tasks,), lam, device=problem.device)
+        rest[name] = added(problem.base[name], problem.task_vectors.pop(name), at_scale)
         weights[name].requires_grad_(False).copy_(rest[name])
     dtype = None if store_task_vectors == "base" else torch.bfloat16 if store_task_vectors == "bfloat16" else torch.float32
     kept = keep(problem.base, problem.task_vectors, experts.infos, lam, None, dtype, seed)
@@ -86,7 +87,8 @@ def pwe_moe(
     fit.learn_(learned, {name: weights[name] for name in learned.task_vectors})
     base = at_equal(experts, learned, {name: tensor.cpu() for name, tensor in rest.items()}, lam)
     routers, vectors = learned.steering(experts.aliases), kept.stored.with_copies(experts.aliases)
-    return Routed(experts.tasks, base, routers, vectors, {**fit.settings, "scale": lam})
+    settings = {**fit.settings, "scale": lam}
+    return ParetoSet(experts.tasks, base, coefficients=routers, task_vectors=vectors, settings=settings)
 
 
 @torch.no_grad()

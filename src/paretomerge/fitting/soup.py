@@ -6,10 +6,10 @@ import torch
 
 from paretomerge.fitting.closed_form import thin
 from paretomerge.merges.linear import task_arithmetic
+from paretomerge.sets.coefficients import Coefficients
 from paretomerge.sets.factors import Factors
-from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.sets.soup import Soup
+from paretomerge.sets.task_vectors import TaskVectors
 from paretomerge.weights.adapted import Adapted
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import TensorInfo, Weights
@@ -41,10 +41,14 @@ def soup(experts: Experts, *, on: Weights | None = None, scale: float | None = N
         name: TensorInfo((n_tasks, *info.shape), info.dtype) for name, info in experts.infos.items() if first[name] in changed
     }
     task_vectors = Weights(infos, lambda name: experts.task_vectors(first[name]).to(infos[name].dtype))
-    return Soup(experts.tasks, task_arithmetic(experts, scale=lam) if on is None else on, task_vectors, lam, {"scale": lam})
+    return ParetoSet(
+        experts.tasks, task_arithmetic(experts, scale=lam) if on is None else on,
+        coefficients=Coefficients.proportional(lam, task_vectors.infos), task_vectors=TaskVectors(task_vectors),
+        settings={"scale": lam},
+    )  # fmt: skip
 
 
-def _soup_of_adapters(experts: Experts, base: Weights, lam: float) -> LowRank:
+def _soup_of_adapters(experts: Experts, base: Weights, lam: float) -> ParetoSet:
     """The same set with the task vectors as they came: v_k = L E_k R, L and R all factors side by side, E_k choosing k's.
 
     Then θ(γ) = base + L (Kλ Σ_k (γ_k − 1/K) E_k) R, exactly, whatever the ranks.
@@ -54,9 +58,8 @@ def _soup_of_adapters(experts: Experts, base: Weights, lam: float) -> LowRank:
         members = ((name, experts.infos[name].shape[0]),)
         found = thin(experts, members)
         assert found is not None
-        (left, right), columns = found
-        cores = torch.zeros(len(experts), left.shape[1], left.shape[1])
-        for core, own in zip(cores, columns, strict=True):
+        cores = torch.zeros(len(experts), found.rank, found.rank)
+        for core, own in zip(cores, found.columns(), strict=True):
             core[own, own] = 1
-        factors[name] = Factors(left, len(experts) * lam * (cores - cores.mean(0)), right, members)
-    return LowRank(experts.tasks, base, factors, {"scale": lam, "fitted": "soup"})
+        factors[name] = Factors(found.left, len(experts) * lam * (cores - cores.mean(0)), found.right, members)
+    return ParetoSet(experts.tasks, base, factors=factors, settings={"scale": lam, "fitted": "soup"})

@@ -19,12 +19,12 @@ from paretomerge.fitting.sampling import say_coverage, seed_of
 from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.merges.linear import sum_of_adapters
 from paretomerge.merges.streaming import completed
-from paretomerge.sets.steered import Steered
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
-from paretomerge.weights.adapted import Pair
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
-from paretomerge.weights.vectors import Thin, Vectors
+from paretomerge.weights.low_rank import LowRank
+from paretomerge.weights.vectors import Vectors
 
 
 def steered(
@@ -39,7 +39,7 @@ def steered(
     task_vector_rank: int | None = None,
     options: TrainingOptions = TrainingOptions(),
     run: FitRun = FitRun(),
-) -> Steered:
+) -> ParetoSet:
     """θ(γ) = θ₀ + Σ_k (M γ + b)_k v_k + A (Σ_k γ_k G_k) B with M, b, A, B and G learned; it keeps the task vectors.
 
     It starts at the soup θ₀ + Kλ Σ_k γ_k v_k: M = Kλ I, b = 0, G = 0, A and B orthonormal from the closed form. Not in a
@@ -90,7 +90,10 @@ def steered(
     lost = {"error": round(kept.error, 6), "worst": round(kept.worst[1], 6), "worst_tensor": kept.worst[0]}
     coefficients = learned.steering(experts.aliases)
     vectors = kept.stored.with_copies(experts.aliases)
-    return Steered(experts.tasks, base, coefficients, vectors, learned.factors(), {**fit.settings, "task_vectors": lost})
+    return ParetoSet(
+        experts.tasks, base, coefficients=coefficients, task_vectors=vectors, factors=learned.factors(),
+        settings={**fit.settings, "task_vectors": lost},
+    )  # fmt: skip
 
 
 class Kept(NamedTuple):
@@ -129,7 +132,7 @@ def keep(
     lost = total = 0.0
     worst = ("", 0.0)
     for number, (name, v) in enumerate(vectors.items()):
-        if isinstance(v, Thin):
+        if isinstance(v, LowRank):
             kept[name] = v
             left[name], right[name] = (part.cpu() for part in v.stacked())
             continue
@@ -163,9 +166,14 @@ def at_equal(experts: Experts, learned: Learned, rest: Mapping[str, Tensor] | No
     Of LoRA experts it stays a sum of products; then ``scale`` is λ of the tensors that are not learned.
     """
     equal = torch.tensor(preferences.equal(len(experts)), dtype=torch.float64)
-    if experts.factored and all(isinstance(v, Thin) for v in learned.task_vectors.values()):
+    if experts.factored and all(isinstance(v, LowRank) for v in learned.task_vectors.values()):
         c, low_rank = learned.coefficients.at(equal).cpu(), learned.low_rank(equal)
         w = {name: c[row].tolist() for name, row in learned.coefficients.row.items()}
         found = sum_of_adapters(experts, lambda name: w.get(name, [scale] * len(experts)))
-        return found.plus(low_rank, lambda name: Pair(*(factor.cpu().clone() for factor in low_rank[name])))
+
+        def term(name: str) -> LowRank:  # not a view of φ
+            left, right = low_rank[name]
+            return LowRank(left.cpu().clone(), right.cpu().clone())
+
+        return found.plus(low_rank, term)
     return completed(experts, {**(rest or {}), **learned.built(equal)})

@@ -25,7 +25,7 @@ from paretomerge.fitting.driver import Fit
 from paretomerge.fitting.options import FitRun, TrainingOptions
 from paretomerge.merges.streaming import completed
 from paretomerge.options import Without
-from paretomerge.sets.low_rank import LowRank
+from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.experts import Experts
 
 
@@ -79,7 +79,7 @@ def training(
         TrainingOptions, Without("alpha", "sampling", "equal_every", "beta", "skip_below", "patience")
     ] = TrainingOptions(objective="cross-entropy", lr=1e-4),
     run: FitRun = FitRun(),
-) -> LowRank:
+) -> ParetoSet:
     """All parameters trained from the pretrained model at one preference (STL, LS, EPO, MGDA): one model, for comparison.
 
     Args:
@@ -110,4 +110,4 @@ def training(
     dense.attach_(problem.models.weights)
     fit.learn_(dense)
     trained = {name: dense.view(name).cpu() for name in problem.models.weights}
-    return LowRank(experts.tasks, completed(experts, trained), {}, fit.settings)
+    return ParetoSet(experts.tasks, completed(experts, trained), settings=fit.settings)

@@ -7,10 +7,10 @@ base's. Both are made anew from a task's own inputs, while all that is merged st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,10 @@ from paretomerge.evaluation.inputs import Inputs, Rows
 from paretomerge.evaluation.logits import on_model
 from paretomerge.evaluation.tasks import Task
 from paretomerge.fitting.features import feature_point
-from paretomerge.options import check_options
 from paretomerge.weights.architecture import live_names
 from paretomerge.weights.live import device_of
 
 if TYPE_CHECKING:
-    from paretomerge.evaluation.dataspec import DataSpec
     from paretomerge.front import Front
     from paretomerge.sets.pareto_set import Preference
 
@@ -141,38 +139,6 @@ def tuned_tensors(
     file_names = {live: name for name, live in live_names(front.at(preference, head=head), model).items()}
     with tuned(model, task, task.fit, tuning, batch_size) as found:
         return {file_names[name]: tensor.cpu().clone() for name, tensor in found.items()}
-
-
-def tuned_for(
-    front: Front,
-    preference: Preference,
-    head: str | None,
-    data: Mapping[str, Task | DataSpec | str],
-    options: Mapping[str, Any],
-) -> dict[str, Tensor]:
-    """The same, from what ``pick`` is told.
-
-    Args:
-        front: the set.
-        preference: γ.
-        head: the task whose model is written.
-        data: task -> its inputs.
-        options: of ``Tuning``.
-
-    Raises:
-        UserError: options that are wrong, or nothing to do; no head; no data of that task.
-    """
-    from paretomerge.api import load_tasks
-
-    tuning = Tuning(**check_options(Tuning, options, "pick"))
-    if not tuning:
-        raise UserError("pick: data are for tuning: say how with --option head_steps=200, or --option norm_statistics=true")
-    if head is None:
-        raise UserError("pick: a model is tuned for one task: name it with --head")
-    if head not in data:
-        raise UserError(f"task {head} has no inputs to tune on: name them with --data {head}=PATH")
-    task = load_tasks(front, {head: data[head]}, keep_labels=True)[head]
-    return tuned_tensors(front, preference, task, tuning)
 
 
 @torch.no_grad()

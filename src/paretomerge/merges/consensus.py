@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from paretomerge.merges.linear import weighted_sum
+from paretomerge.weights.vectors import weighted_sum
 
 
 def elect_and_merge(v: Tensor, weights: Tensor, *, normalize: bool = True) -> Tensor:

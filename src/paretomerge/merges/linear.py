@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
-from torch import Tensor
-
 from paretomerge.errors import UserError
 from paretomerge.merges.streaming import PerTask, by_rows, per_task
-from paretomerge.weights.adapted import Adapted, Pair, concatenated
+from paretomerge.weights.adapted import Adapted
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.low_rank import LowRank, side_by_side
+from paretomerge.weights.vectors import weighted_sum
 
 
 def average(experts: Experts, *, weights: PerTask = 1.0, normalize: bool = True) -> Weights:
@@ -62,16 +61,11 @@ def sum_of_adapters(experts: Experts, w: Sequence[float] | Callable[[str], Seque
     ``w``: K numbers, or a function that gives those of a tensor.
     """
 
-    def pair(name: str) -> Pair:
+    def pair(name: str) -> LowRank:
         found = experts.pairs(name)
         assert found is not None
-        if not all(torch.isfinite(factor).all() for pair in found for factor in pair):
+        if not all(product.finite() for product in found):
             raise experts.not_finite(name)
-        return concatenated(found, w(name) if callable(w) else w)
+        return side_by_side(found, w(name) if callable(w) else w)
 
     return Adapted(experts.base, dict(experts.infos), experts.merged, pair, experts.not_finite)
-
-
-def weighted_sum(v: Tensor, w: Tensor) -> Tensor:
-    """Σ_k w_k v_k as one matrix-vector product: v (K, m, n), w (K, 1, 1) -> (m, n)."""
-    return (w.view(1, -1).to(v.dtype) @ v.reshape(len(v), -1)).view(v.shape[1:])

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
-from paretomerge.merges.linear import weighted_sum
 from paretomerge.merges.random_drop import dropout
 from paretomerge.merges.spectral import orthogonal_triplets
 from paretomerge.merges.threshold import Threshold, magnitude_thresholds
@@ -18,6 +17,7 @@ from paretomerge.merges.ties import trimmer
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.roles import is_matrix
+from paretomerge.weights.vectors import add_, weighted_sum
 
 Inside = Literal["task_arithmetic", "ties", "dare", "tsv"]
 
@@ -64,15 +64,14 @@ def with_coefficients(experts: Experts, vectors: Weights, c: list[float]) -> Wei
         c: (N,).
     """
 
+    coefficients = torch.tensor(c, dtype=torch.float64)
+
     def read(name: str) -> Tensor:
         first, info = experts.aliases.get(name, name), experts.infos[name]
         base = experts.base[first]
         if first not in vectors:
             return base.to(info.dtype)
-        total = base.to(experts.wide(first), copy=True)
-        for v, factor in zip(vectors[first], c, strict=True):
-            total.add_(v.to(total.dtype), alpha=factor)
-        merged = total.to(info.dtype)
+        merged = add_(base.to(experts.wide(first), copy=True), vectors[first], coefficients).to(info.dtype)
         if not torch.isfinite(merged).all():
             raise experts.not_finite(first)
         return merged

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.merges.consensus import elect_and_merge
-from paretomerge.merges.linear import weighted_sum
 from paretomerge.merges.streaming import PerTask, Rule, by_rows, per_task
 from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
+from paretomerge.weights.vectors import weighted_sum
 
 _Drop = Callable[[Tensor], Tensor]
 _LEVELS = 1 << 16

@@ -11,7 +11,6 @@ import torch
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
-from paretomerge.sets.low_rank import LowRank
 from paretomerge.sets.pareto_set import ParetoSet
 
 _MOST = 4 * 10**9
@@ -32,24 +31,23 @@ class Changes(NamedTuple):
 def changes(of: ParetoSet) -> Changes | None:
     """rms(W(only:k) − W(equal)) of every varying tensor, then over the tensors of a layer and of a kind.
 
-    Of a low-rank set ‖L R‖_F² = ⟨LᵀL, RRᵀ⟩, so no full matrix is made. None for a dense set that is too large to look at.
+    Of thin products ‖L R‖_F² = ⟨LᵀL, RRᵀ⟩, so no full matrix is made. None for a dense set that is too large to look at.
     """
     tasks = of.tasks
     infos = of.base.infos
     numbers = {name: infos[name].numel for name in of.varying}
-    if not numbers or (not isinstance(of, LowRank) and len(tasks) * sum(numbers.values()) > _MOST):
+    if not numbers or (not of.low_rank and len(tasks) * sum(numbers.values()) > _MOST):
         return None
-    corners = [torch.tensor(preferences.one_hot(len(tasks), k), dtype=torch.float64) for k in range(len(tasks))]
+    corners = [of.shift(torch.tensor(preferences.one_hot(len(tasks), k), dtype=torch.float64)) for k in range(len(tasks))]
     squares: dict[str, list[float]] = {}
     for name in of.varying:
         each = []
-        for gamma in corners:
-            if isinstance(of, LowRank):
-                left, right = (factor.double() for factor in of.low_rank(name, gamma))
+        for shift in corners:
+            if (product := shift.pair(name)) is not None:
+                left, right = (factor.double() for factor in product)
                 each.append(float(((left.T @ left) * (right @ right.T)).sum()))
             else:
-                moved = of.shift_(name, torch.zeros(infos[name].shape), gamma, of.equal)
-                each.append(float(moved.double().square().sum()))
+                each.append(float(shift.add_(name, torch.zeros(infos[name].shape)).double().square().sum()))
         if not all(map(math.isfinite, each)):
             raise UserError(f"{name}: moves by NaN or infinity: the front is damaged (paretomerge verify): fit it again")
         squares[name] = [max(0.0, square) for square in each]

@@ -16,11 +16,9 @@ from paretomerge.plain_text import html as escape
 from paretomerge.provenance import versions
 from paretomerge.report import figures, published
 from paretomerge.report.layers import Changes, changes
-from paretomerge.report.routing import routing
+from paretomerge.report.routing import routers_of, routing
 from paretomerge.report.run_log import RunLog, read_run
 from paretomerge.report.tables import Measured, Point, Volume, hypervolume, measured, short, title
-from paretomerge.sets.routed import Routed
-from paretomerge.sets.steered import Steered
 from paretomerge.strict_json import compact_json
 from paretomerge.weights.checkpoint import read_json
 
@@ -337,7 +335,7 @@ def _layers(parts: _Parts, content: Content) -> None:
 
 def _routing(parts: _Parts, content: Content) -> None:
     of = content.front.pareto_set
-    if not isinstance(of, Routed | Steered):
+    if routers_of(of) is None:
         return
     found = routing(of)
     parts.section("Routing")

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.sets.coefficients import Coefficients
 from paretomerge.sets.modules import depth
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.sets.routed import Routed
-from paretomerge.sets.steered import Steered
 
 
 class Routing(NamedTuple):
@@ -24,15 +23,20 @@ class Routing(NamedTuple):
     """(K one-hot preferences, modules, K task vectors), fp64."""
 
 
+def routers_of(pareto_set: ParetoSet) -> Coefficients | None:
+    """The coefficients of a set, if they depend on the module."""
+    c = pareto_set.coefficients
+    return c if isinstance(c, Coefficients) and c.kind in ("affine", "routed") else None
+
+
 def routing(pareto_set: ParetoSet) -> Routing:
     """The routing weights of a set.
 
     Raises:
         UserError: a set whose coefficients do not depend on the module.
     """
-    if not isinstance(pareto_set, Routed | Steered):
+    if (coefficients := routers_of(pareto_set)) is None:
         raise UserError(f"a {pareto_set.method} has no routing: fit pwe-moe or steered")
-    coefficients = pareto_set.coefficients
     modules = sorted(coefficients.groups, key=depth)
     rows = [list(coefficients.groups).index(module) for module in modules]
     corners = torch.eye(len(pareto_set.tasks), dtype=torch.float64)

@@ -15,9 +15,7 @@ from paretomerge.weights.heads import Head, heads_of
 from paretomerge.weights.in_memory import companions_of, config_of
 from paretomerge.weights.lazy import TensorInfo, Weights
 from paretomerge.weights.shared_models import SharedModels
-
-_CHUNK = 1 << 17
-"""Entries that are summed at a time: with task vectors in half precision, a copy in fp32 of so many of each."""
+from paretomerge.weights.vectors import added
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Ingredients:
                 return base.to(infos[name].dtype)
             wide = torch.float64 if base.dtype == torch.float64 else torch.float32
             out = torch.empty(infos[name].shape, dtype=wide)
-            return write_sum_(out, base, self.vectors[first], coefficients).to(infos[name].dtype)
+            return added(base, self.vectors[first], coefficients, out).to(infos[name].dtype)
 
         return Weights(infos, read).cast(dtype)
 
@@ -91,27 +89,6 @@ def ingredients_of(experts: Experts, vectors: Weights) -> Ingredients:
     )  # fmt: skip
 
 
-def write_sum_(out: Tensor, base: Tensor, v: Tensor, c: Tensor) -> Tensor:
-    """out = base + Σ_n c_n v_n, computed from scratch, so that it does not drift however often a model is moved.
-
-    Args:
-        out: where to; any floating-point dtype.
-        base: of its shape.
-        v: (N, *shape), fp32, or narrower to save memory.
-        c: (N,).
-    """
-    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
-    flat, start = out.view(-1), base.reshape(-1)
-    stacked, weights = v.reshape(len(v), -1), c.to(out.device, wide)
-    if stacked.dtype == wide == flat.dtype == start.dtype:
-        torch.addmv(start, stacked.T, weights, out=flat)
-        return out
-    for first in range(0, len(flat), _CHUNK):
-        part = slice(first, first + _CHUNK)
-        flat[part].copy_(torch.addmv(start[part].to(wide), stacked[:, part].to(wide).T, weights))
-    return out
-
-
 class LiveModels:
     """The tasks' live models, over one set of weights that ``move_`` brings from one c to the next."""
 
@@ -137,7 +114,7 @@ class LiveModels:
             return
         coefficients = torch.tensor(list(c), dtype=torch.float64)
         for name, parameter in self._weights.items():
-            write_sum_(parameter.data, self._base[name], self._vectors[name], coefficients)
+            added(self._base[name], self._vectors[name], coefficients, parameter.data)
         self.at = tuple(c)
 
 

@@ -1,15 +1,17 @@
-"""How much of each task vector a tensor gets, c(γ) (K,): three functions of the preference with few parameters.
+"""How much of each task vector a tensor gets, c(γ) (K,): functions of the preference with few parameters.
 
-    constant   c = λ                              Task Arithmetic, AdaMerging, the base of Pareto Merging
-    affine     c = M γ + b                        steered
-    routed     c = W₂ relu(W₁ γ + b₁) + b₂        the routers of PWE-MoE (Tang et al. 2024)
+    proportional   c = Kλ γ                       Rewarded Soups (Rame et al. 2023) and eq. 3 of Pareto Merging
+    constant       c = λ                              Task Arithmetic, AdaMerging, the base of Pareto Merging
+    affine         c = M γ + b                        steered
+    routed         c = W₂ relu(W₁ γ + b₁) + b₂        the routers of PWE-MoE (Tang et al. 2024)
 
 Tensors of one group share a row of coefficients; R, the number of groups, is the first dimension of every parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -19,13 +21,17 @@ from torch import Tensor
 
 from paretomerge.weights.lazy import Weights
 
-Kind = Literal["constant", "affine", "routed"]
+Kind = Literal["proportional", "constant", "affine", "routed"]
 _KEY = "coefficients."
+_GROUPS = {"constant": "groups", "affine": "groups", "routed": "modules"}
+"""What a front's JSON file calls the groups."""
 
 
 def shapes(kind: Kind, n_groups: int, n_tasks: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of R groups: λ; M and b; or W₁, b₁, W₂ and b₂ (2K hidden units)."""
+    """Shapes of the parameters of R groups: λ, one or K; M and b; or W₁, b₁, W₂ and b₂ (2K hidden units)."""
     r, k = n_groups, n_tasks
+    if kind == "proportional":
+        return {"scale": (r,)}
     if kind == "constant":
         return {"lambda": (r, k)}
     if kind == "affine":
@@ -49,6 +55,8 @@ class Coefficients:
     def at(self, gamma: Tensor) -> Tensor:
         """c(γ) (R, K), for γ (K,)."""
         p = self.parts
+        if self.kind == "proportional":
+            return len(gamma) * p["scale"][:, None] * gamma
         if self.kind == "constant":
             return p["lambda"]
         if self.kind == "affine":
@@ -70,16 +78,24 @@ class Coefficients:
         """relu(W₁ γ + b₁), (R, 2K)."""
         return torch.relu(self.parts["W1"] @ gamma.to(self.parts["W1"]) + self.parts["b1"])
 
-    def of(self, name: str, to: Tensor, since: Tensor) -> Tensor:
-        """c(to) − c(since) of one tensor, (K,) in fp64."""
-        row = slice(self.row[name], self.row[name] + 1)
-        one = Coefficients(self.kind, {part: tensor[row].double() for part, tensor in self.parts.items()}, {})
-        return (one.at(to.double()) - one.at(since.double()))[0]
+    def between(self, to: Tensor, since: Tensor) -> Tensor:
+        """c(to) − c(since), (R, K) in fp64."""
+        wide = Coefficients(self.kind, {part: tensor.double() for part, tensor in self.parts.items()}, {})
+        if self.kind == "proportional":  # without the rounding of two products
+            return wide.at(to.double() - since.double())
+        return wide.at(to.double()) - wide.at(since.double())
 
     def stored(self) -> tuple[Weights, dict[str, Any]]:
         """What a front folder keeps: the parameters, and which tensors share which row."""
-        facts = {group: list(names) for group, names in self.groups.items()}
+        if self.kind == "proportional":
+            return Weights.of({}), {"scale": float(self.parts["scale"])}
+        facts = {_GROUPS[self.kind]: {group: list(names) for group, names in self.groups.items()}}
         return Weights.of({_KEY + part: tensor.contiguous() for part, tensor in self.parts.items()}), facts
+
+    @classmethod
+    def proportional(cls, scale: float, names: Collection[str]) -> Coefficients:
+        """c = Kλ γ for all tensors."""
+        return cls("proportional", {"scale": torch.tensor([scale], dtype=torch.float64)}, {"all": tuple(names)})
 
     @classmethod
     def restored(
@@ -90,7 +106,11 @@ class Coefficients:
         Raises:
             ValueError: parameters of other shapes, or tensors without a row, or with two.
         """
-        groups = {group: tuple(members) for group, members in facts.items()}
+        if kind == "proportional":
+            if not math.isfinite(scale := float(facts["scale"])):
+                raise ValueError(f"scale {scale}")
+            return cls.proportional(scale, names)
+        groups = {group: tuple(members) for group, members in facts[_GROUPS[kind]].items()}
         expected = shapes(kind, len(groups), n_tasks)
         found = cls(kind, {part: tensors[_KEY + part] for part in expected}, groups)
         if any(
@@ -100,3 +120,20 @@ class Coefficients:
         if sorted(name for members in groups.values() for name in members) != sorted(names):
             raise ValueError("the groups of the coefficients are not the tensors that vary")
         return found
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One c(γ) (N,) for all of some tensors: any function of γ (K,) in fp64."""
+
+    function: Callable[[Tensor], Tensor]
+    names: Collection[str]
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """tensor's name -> its row: there is one."""
+        return dict.fromkeys(self.names, 0)
+
+    def between(self, to: Tensor, since: Tensor) -> Tensor:
+        """c(to) − c(since), (1, N) in fp64."""
+        return (self.function(to) - self.function(since))[None].double()

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from functools import cached_property, lru_cache, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from paretomerge.decompositions import solve_from_right
 from paretomerge.errors import UserError
-from paretomerge.sets.pareto_set import ParetoSet, Preference
+from paretomerge.sets.pareto_set import ParetoSet, Shift
 from paretomerge.weights.lazy import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Side = Literal["input", "output"]
 """Of a linear map the features go into (H becomes H W), or come out of (P becomes W P)."""
 _INNER, _BEFORE = "inner.", "before."
 _KEPT = 4
-"""Corrections that are remembered: a model's heads are asked for one after the other."""
+"""Preferences whose correction is remembered: a model and its heads are asked for one after the other."""
 
 
 class Corrected(ParetoSet):
@@ -34,6 +38,7 @@ class Corrected(ParetoSet):
     """
 
     method = "react"
+    low_rank = False  # heads are corrected, too, and a LoRA would not bring them along
 
     def __init__(
         self,
@@ -60,48 +65,28 @@ class Corrected(ParetoSet):
         self.statistics = statistics
         self.shared = dict(shared)
         self.heads = {task: dict(names) for task, names in heads.items()}
-        self._corrections: dict[tuple[float, ...], Tensor] = {}
-        self.tasks = tuple(tasks)
+        self._point = lru_cache(maxsize=_KEPT)(partial(_Point, inner, statistics, self.shared))
 
         def read(name: str) -> Tensor:
-            return self._folded(name, self.equal).to(inner.base.infos[name].dtype)
+            return self.point(self.equal).folded(name).to(inner.base.infos[name].dtype)
 
         corrected = inner.base.replacing({name: inner.base.infos[name] for name in self.shared}, read)
-        super().__init__(tasks, base or corrected, settings)
+        super().__init__(tasks, base or corrected, settings=settings)
+
+    def point(self, gamma: Tensor) -> _Point:
+        """The correction at γ."""
+        return self._point(tuple(gamma.tolist()))
 
     def correction(self, gamma: Tensor) -> Tensor:
         """W_γ, (d, d) fp64."""
-        key = tuple(gamma.tolist())
-        if key not in self._corrections:
-            mixed = self._shares(gamma).flatten()
-            t, c = (torch.tensordot(mixed, self.statistics[name].double().flatten(0, 1), 1) for name in ("targets", "grams"))
-            while len(self._corrections) >= _KEPT:
-                self._corrections.pop(next(iter(self._corrections)))
-            self._corrections[key] = solve_from_right(c, t)
-        return self._corrections[key]
+        return self.point(gamma).correction
 
-    @property
+    @cached_property
     def varying(self) -> Collection[str]:
-        return [*self.inner.varying, *(name for name in self.shared if name not in self.inner.varying)]
+        return dict.fromkeys([*self.inner.varying, *self.shared])
 
-    def shift_(self, name: str, tensor: Tensor, to: Tensor, since: Tensor) -> Tensor:
-        if name not in self.shared:
-            return self.inner.shift_(name, tensor, to, since)
-        return tensor.add_((self._folded(name, to) - self._folded(name, since)).to(tensor))
-
-    def on_head(self, task: str, head: Weights, preference: Preference) -> Weights:
-        sides = self.heads.get(task, {})
-        gamma = self.preference(preference)
-        width = self.statistics.infos["targets"].shape[-1]
-        for name, side in sides.items():
-            if name not in head or not _fits(head.infos[name].shape, width, side):
-                raise UserError(f"the head of task {task}: the correction does not fit {name}: fit the front again")
-
-        def read(name: str) -> Tensor:
-            tensor = head[name]
-            return _beside(tensor.double(), self.correction(gamma), sides[name]).to(tensor.dtype)
-
-        return head.replacing({name: head.infos[name] for name in sides}, read)
+    def shift(self, to: Tensor, since: Tensor | None = None) -> Shift:
+        return _CorrectedShift(self, to, self.equal if since is None else since)
 
     def varying_of_head(self, task: str) -> Collection[str]:
         return self.heads.get(task, {}).keys()
@@ -118,13 +103,18 @@ class Corrected(ParetoSet):
     @classmethod
     def restored(
         cls,
+        restore: Callable[..., ParetoSet],
         tasks: Sequence[str],
         base: Weights,
         settings: Mapping[str, Any],
         tensors: Weights,
         facts: Mapping[str, Any],
     ) -> Corrected:
-        from paretomerge.sets import SETS
+        """The set that ``stored`` describes; ``restore`` is ``sets.restored``, for the set in it.
+
+        Raises:
+            ValueError, LookupError: tensors or facts that do not fit together, or not this base.
+        """
 
         def part(prefix: str) -> Weights:
             others = frozenset(name for name in tensors if not name.startswith(prefix))
@@ -136,7 +126,7 @@ class Corrected(ParetoSet):
         if any(base.infos[name].shape != info.shape for name, info in before.infos.items()):
             raise ValueError("the tensors before the correction do not fit this base")
         uncorrected = base.replacing(before.infos, before.__getitem__)
-        own = SETS[inner["method"]].restored(tasks, uncorrected, inner["settings"], part(_INNER), inner["set"])
+        own = restore(inner["method"], tasks, uncorrected, inner["settings"], part(_INNER), inner["set"])
         shape, (shared, heads) = tensors.infos["targets"].shape, (dict(facts["shared"]), dict(facts["heads"]))
         d = shape[-1]
         if shape not in ((1, len(tasks), d, d), (2, len(tasks), d, d)) or tensors.infos["grams"].shape != shape:
@@ -149,20 +139,65 @@ class Corrected(ParetoSet):
         statistics = tensors.without(frozenset(tensors) - {"targets", "grams"})
         return cls(tasks, own, statistics, shared, heads, settings, base)
 
-    def _shares(self, gamma: Tensor) -> Tensor:
+
+class _Point:
+    """A preference γ of the inner set, and its correction."""
+
+    def __init__(self, inner: ParetoSet, statistics: Weights, shared: Mapping[str, Side], gamma: tuple[float, ...]) -> None:
+        self._inner, self._statistics, self._shared = inner, statistics, shared
+        self._gamma = torch.tensor(gamma, dtype=torch.float64)
+
+    @cached_property
+    def correction(self) -> Tensor:
+        """W_γ, (d, d) fp64."""
+        shares, kept = self._shares().flatten(), self._statistics
+        t, c = (torch.tensordot(shares, kept[name].double().flatten(0, 1), 1) for name in ("targets", "grams"))
+        return solve_from_right(c, t)
+
+    @cached_property
+    def _shift(self) -> Shift:
+        return self._inner.shift(self._gamma)
+
+    def _shares(self) -> Tensor:
         """What each kept T_t counts at γ, (1 or 2, K): γ_t, divided between equal preference and one-hot."""
-        n_tasks = len(self.tasks)
-        if self.statistics.infos["targets"].shape[0] == 1:
+        gamma, n_tasks = self._gamma, len(self._gamma)
+        if self._statistics.infos["targets"].shape[0] == 1:
             return gamma[None]
         alone = (n_tasks * gamma - 1).clamp(min=0) / max(1, n_tasks - 1)
         return torch.stack([gamma * (1 - alone), gamma * alone])
 
-    def _folded(self, name: str, gamma: Tensor) -> Tensor:
+    def folded(self, name: str) -> Tensor:
         """The inner set's tensor with the correction folded in, fp64."""
-        tensor = self.inner.base[name].to(torch.float64, copy=True)
-        if name in self.inner.varying:
-            tensor = self.inner.shift_(name, tensor, gamma, self.equal)
-        return _beside(tensor, self.correction(gamma), self.shared[name])
+        tensor = self._inner.base[name].to(torch.float64, copy=True)
+        if name in self._inner.varying:
+            tensor = self._shift.add_(name, tensor)
+        return _beside(tensor, self.correction, self._shared[name])
+
+
+class _CorrectedShift(Shift):
+    """The inner set's shift, with the tensors and heads that the correction is folded into."""
+
+    def __init__(self, of: Corrected, to: Tensor, since: Tensor) -> None:
+        self._set, self._to, self._since = of, of.point(to), of.point(since)
+        self._inner = of.inner.shift(to, since)
+
+    def add_(self, name: str, tensor: Tensor) -> Tensor:
+        if name not in self._set.shared:
+            return self._inner.add_(name, tensor)
+        return tensor.add_((self._to.folded(name) - self._since.folded(name)).to(tensor))
+
+    def on_head(self, task: str, head: Weights) -> Weights:
+        sides = self._set.heads.get(task, {})
+        width = self._set.statistics.infos["targets"].shape[-1]
+        for name, side in sides.items():
+            if name not in head or not _fits(head.infos[name].shape, width, side):
+                raise UserError(f"the head of task {task}: the correction does not fit {name}: fit the front again")
+
+        def read(name: str) -> Tensor:
+            tensor = head[name]
+            return _beside(tensor.double(), self._to.correction, sides[name]).to(tensor.dtype)
+
+        return head.replacing({name: head.infos[name] for name in sides}, read)
 
 
 def _beside(tensor: Tensor, correction: Tensor, side: Side) -> Tensor:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from paretomerge.weights.lazy import TensorInfo
+from paretomerge.weights.adapted import Adapted
+from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.low_rank import LowRank
 
 Structure = Literal["tensor", "outer-1", "outer-2"]
 
@@ -73,12 +75,24 @@ class Factors:
             name in infos and infos[name].shape == (rows, n) for name, rows in self.members
         )
 
-    def pair(self, d: Tensor) -> tuple[Tensor, Tensor]:
+    def pair(self, d: Tensor) -> LowRank:
         """L (m, r) and R (r, n) at the coefficients d (K,): a preference, or a difference of two."""
         mixed = torch.tensordot(d.to(self.varying), self.varying, dims=1)
         if self.g is not None:
-            return self.a @ mixed, self.b
-        return (mixed, self.b) if self.a.ndim == 3 else (self.a, mixed)
+            return LowRank(self.a @ mixed, self.b)
+        return LowRank(mixed, self.b) if self.a.ndim == 3 else LowRank(self.a, mixed)
+
+    def mixed(self, d: Tensor) -> LowRank:
+        """The same in fp32, mixed in fp64; what does not vary is not, where that would only cost time."""
+        a, b = (self.a.double(), self.b) if self.structure != "outer-2" else (self.a, self.b.double())
+        return Factors(a, None if self.g is None else self.g.double(), b, ()).pair(d).fp32()
+
+    def split(self, product: LowRank) -> dict[str, LowRank]:
+        """Each member's rows of L R."""
+        parts, start = {}, 0
+        for name, rows in self.members:
+            parts[name] = product.rows(slice(start, start := start + rows))
+        return parts
 
     def pulled_back(self, d: Tensor, d_left: Tensor, d_right: Tensor) -> dict[str, Tensor]:
         """Gradients of A, G and B from those of L and R at the coefficients d."""
@@ -89,3 +103,52 @@ class Factors:
         if self.a.ndim == 3:
             return {"A": weights * d_left, "B": d_right}
         return {"A": d_left, "B": weights * d_right}
+
+
+def folded(base: Weights, factors: Mapping[str, Factors]) -> tuple[Weights, dict[str, Factors]]:
+    """Rewrite base + A (Σ_k γ_k G_k) B so that the base is the equal-preference model and Σ_k G_k = 0.
+
+    With Ḡ the mean of the G_k: base' = base + A Ḡ B and G'_k = G_k − Ḡ. Nothing changes at any γ. Of the outer products it
+    is the A_k or the B_k that are centred.
+    """
+    centred: dict[str, Factors] = {}
+    additions: dict[str, LowRank] = {}
+    for name, target in factors.items():
+        wide = Factors(target.a.double(), None if target.g is None else target.g.double(), target.b.double(), ())
+        means = target.varying.new_full((len(target.varying),), 1 / len(target.varying)).double()
+        additions |= target.split(wide.pair(means))
+        centred[name] = target.of((wide.varying - wide.varying.mean(0)).to(target.varying.dtype))
+
+    if isinstance(base, Adapted):
+        return base.plus(additions, lambda name: additions[name].fp32()), centred
+
+    def read(name: str) -> Tensor:
+        tensor = base[name]
+        left, right = additions[name]
+        return (tensor.double() + left @ right).to(tensor.dtype)
+
+    return base.replacing({name: base.infos[name] for name in additions}, read), centred
+
+
+def stored_factors(factors: Mapping[str, Factors], prefix: str) -> tuple[Weights, dict[str, Any]]:
+    """What a front folder keeps: A, G and B of each target, and its members."""
+    tensors = {f"{prefix}{name}.{part}": t for name, target in factors.items() for part, t in target.parts().items()}
+    return Weights.of(tensors), {"targets": {name: dict(target.members) for name, target in factors.items()}}
+
+
+def restored_factors(
+    tensors: Weights, targets: Mapping[str, Mapping[str, int]], prefix: str, n_tasks: int, infos: Mapping[str, TensorInfo]
+) -> dict[str, Factors]:
+    """What ``stored_factors`` describes, among other tensors; ``infos`` are the base's.
+
+    Raises:
+        ValueError, KeyError: factors that do not fit together, or not this base, or that are not there.
+    """
+    factors = {}
+    for name, members in targets.items():
+        a, b = tensors[f"{prefix}{name}.A"], tensors[f"{prefix}{name}.B"]
+        rows = tuple((member, int(count)) for member, count in members.items())
+        factors[name] = Factors(a, tensors.get(f"{prefix}{name}.G"), b, rows)
+        if not factors[name].fits(n_tasks, infos):
+            raise ValueError(f"{name}: its factors do not fit together, or not this base")
+    return factors

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from paretomerge.sets.choice import Choice, Matrix, choose
+from paretomerge.sets.coefficients import Shared
 from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.sets.task_vectors import TaskVectors
 from paretomerge.weights.lazy import Weights
-
-_KEY = "task_vectors."
 
 
 class Metric(NamedTuple):
@@ -60,34 +62,25 @@ class Searched(ParetoSet):
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """``base``: the model at c(equal), as ``coefficients_at`` gives it; ``task_vectors``: name -> (N, *shape)."""
-        super().__init__(tasks, base, settings)
-        self.task_vectors = task_vectors
+        c = Shared(self.mixture, task_vectors.infos)
+        super().__init__(tasks, base, coefficients=c, task_vectors=TaskVectors(task_vectors), settings=settings)
         self.front = front
         self.choice: Choice = choice
 
-    @property
-    def varying(self) -> Collection[str]:
-        return self.task_vectors.infos.keys()
-
     def point(self, gamma: Tensor) -> int:
         """The row of the front that γ (K,) picks."""
-        return pick(self.front, self.tasks, gamma.numpy(), self.choice)
+        return self._equal_point if torch.equal(gamma, self.equal) else pick(self.front, self.tasks, gamma.numpy(), self.choice)
+
+    @cached_property
+    def _equal_point(self) -> int:
+        return pick(self.front, self.tasks, self.equal.numpy(), self.choice)
 
     def key(self, gamma: Tensor) -> Hashable:
         return self.point(gamma)
 
-    def coefficients(self, gamma: Tensor) -> Matrix:
+    def mixture(self, gamma: Tensor) -> Tensor:
         """c(γ), (N,)."""
-        c: Matrix = self.front.points[self.point(gamma)]
-        return c
-
-    def shift_(self, name: str, tensor: Tensor, to: Tensor, since: Tensor) -> Tensor:
-        change = self.coefficients(to) - self.coefficients(since)
-        if change.any():
-            for v, step in zip(self.task_vectors[name], change.tolist(), strict=True):
-                if step:
-                    tensor.add_(v.to(tensor.device, tensor.dtype), alpha=step)
-        return tensor
+        return torch.from_numpy(self.front.points[self.point(gamma)])
 
     def stored(self) -> tuple[Weights, dict[str, Any]]:
         front = self.front
@@ -99,7 +92,7 @@ class Searched(ParetoSet):
             "measured": _listed(front.measured),
             "preferences": None if front.preferences is None else front.preferences.tolist(),
         }
-        return self.task_vectors.renamed(lambda name: _KEY + name), facts
+        return self.task_vectors.stored(), facts
 
     @classmethod
     def restored(
@@ -126,10 +119,7 @@ class Searched(ParetoSet):
             raise ValueError("preferences that do not fit its points")
         if wanted is None and not any(np.isfinite(values).all(1).any() for values in known):
             raise ValueError("no point whose metrics are known")
-        task_vectors = tensors.renamed(lambda name: name.removeprefix(_KEY))
-        for name, info in task_vectors.infos.items():
-            if name not in base or info.shape != (len(tasks), *base.infos[name].shape):
-                raise ValueError(f"{name}: its task vectors do not fit this base")
+        task_vectors = TaskVectors.restored(tensors, len(tasks), base.infos).whole
         front = SearchedFront(points, metrics, known[0], known[1], wanted)
         return cls(tasks, base, task_vectors, front, facts["choice"], settings)
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from paretomerge.decompositions import qr, svd
-from paretomerge.weights.adapted import Pair
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
-from paretomerge.weights.vectors import Thin, add
+from paretomerge.weights.low_rank import LowRank
+from paretomerge.weights.vectors import Vectors, add_
 
 _WHOLE, _LEFT, _RIGHT = "task_vectors.", "task_vectors_left.", "task_vectors_right."
 _OVERSAMPLING = 8
@@ -25,31 +25,25 @@ _SWEEPS = 4
 class TaskVectors:
     """name -> the K task vectors of a tensor: (K, *shape), or (K, m, R) and (K, R, n)."""
 
-    def __init__(self, whole: Weights, left: Weights | None = None, right: Weights | None = None) -> None:
+    def __init__(self, whole: Weights | None = None, left: Weights | None = None, right: Weights | None = None) -> None:
         """``left`` and ``right`` name the same tensors, none of ``whole``."""
-        self.whole = whole
+        self.whole = whole or Weights.of({})
         self.left = left or Weights.of({})
         self.right = right or Weights.of({})
-        self.names = (*whole, *self.left)
+        self.names = (*self.whole, *self.left)
 
     def add_(self, name: str, tensor: Tensor, coefficients: Tensor) -> Tensor:
         """Add Σ_k c_k v_k to ``tensor`` (a floating-point one, of the shape of v_k), in place; c (K,) in fp64."""
-        if name not in self.left:
-            for v, c in zip(self.whole[name], coefficients.tolist(), strict=True):
-                if c:
-                    tensor.add_(v.to(tensor.device, tensor.dtype), alpha=c)
-            return tensor
-        thin = Thin.of_stacked(self.left[name].to(tensor), self.right[name].to(tensor))
-        if tensor.is_contiguous():
-            return add(tensor, thin, coefficients, tensor)
-        return tensor.copy_(add(tensor, thin, coefficients))
+        return add_(tensor, self[name], coefficients) if coefficients.any() else tensor
 
-    def pair(self, name: str, coefficients: Tensor) -> Pair | None:
+    def pair(self, name: str, coefficients: Tensor) -> LowRank | None:
         """Σ_k c_k v_k as a thin product in fp32; None: it is kept whole."""
-        if name not in self.left:
-            return None
-        thin = Thin.of_stacked(self.left[name].float(), self.right[name].float())
-        return Pair(thin.weighted(coefficients), thin.right)
+        vectors = self[name] if name in self.left else None
+        return vectors.fp32().weighted(coefficients) if isinstance(vectors, LowRank) else None
+
+    def __getitem__(self, name: str) -> Vectors:
+        """As they are stored."""
+        return LowRank.of_stacked(self.left[name], self.right[name]) if name in self.left else self.whole[name]
 
     def with_copies(self, aliases: Mapping[str, str]) -> TaskVectors:
         """The same, with second copies of tied tensors (copy -> first) that move along."""
@@ -68,7 +62,7 @@ class TaskVectors:
             **{_RIGHT + name: (self.right, name) for name in self.right},
         }
         infos = {key: source.infos[name] for key, (source, name) in every.items()}
-        return Weights(infos, lambda key: every[key][0][every[key][1]])
+        return Weights(infos, lambda key: every[key][0][every[key][1]], lambda key: every[key][0].parts(every[key][1]))
 
     @classmethod
     def restored(cls, tensors: Weights, n_tasks: int, infos: Mapping[str, TensorInfo]) -> TaskVectors:

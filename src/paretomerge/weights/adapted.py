@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import Tensor
 
-from paretomerge.decompositions import qr, svd
 from paretomerge.errors import UserError
 from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.weights.low_rank import LowRank, side_by_side
 
 _ENTRIES = 1 << 22
 """Entries of a matrix that are computed at a time."""
-
-
-class Pair(NamedTuple):
-    """L (m, r) and R (r, n) of a product that is added to a matrix (m, n) as the base stores it; r may be 0."""
-
-    left: Tensor
-    right: Tensor
-
-    @property
-    def rank(self) -> int:
-        return self.left.shape[1]
-
-
-def concatenated(pairs: Iterable[Pair], weights: Sequence[float] | None = None) -> Pair:
-    """Σ_k w_k L_k R_k as one pair, exactly: factors side by side, the weights in L. fp32."""
-    pairs = list(pairs)
-    each = [1.0] * len(pairs) if weights is None else weights
-    left = torch.cat([pair.left.float() * w for pair, w in zip(pairs, each, strict=True)], 1)
-    return Pair(left, torch.cat([pair.right.float() for pair in pairs]))
-
-
-class Compressed(NamedTuple):
-    """A pair of smaller rank, and what it lost: squared Frobenius norms of L R − L' R' and of L R."""
-
-    pair: Pair
-    lost: float
-    total: float
-
-
-def compressed(pair: Pair, rank: int) -> Compressed:
-    """The best pair of this rank (Eckart & Young 1936), or of the pair's own if that is smaller.
-
-    From QR decompositions of both factors and the SVD of an r × r matrix: the product itself is never formed.
-    """
-    q_left, r_left = qr(pair.left.double())
-    q_right, r_right = qr(pair.right.double().T)
-    u, s, v = svd(r_left @ r_right.T)
-    root = s[:rank].sqrt()
-    smaller = Pair((q_left @ u[:, : len(root)] * root).float(), (root[:, None] * (v[: len(root)] @ q_right.T)).float())
-    return Compressed(smaller, float(s[rank:].square().sum()), float(s.square().sum()))
 
 
 class Adapted(Weights):
@@ -67,7 +26,7 @@ class Adapted(Weights):
         origin: Weights,
         infos: dict[str, TensorInfo],
         changed: Collection[str],
-        pair: Callable[[str], Pair],
+        pair: Callable[[str], LowRank],
         not_finite: Callable[[str], UserError],
     ) -> None:
         """``infos``: what is stored of the sum; ``not_finite``: the error for a tensor that has NaN or infinity in it."""
@@ -95,10 +54,10 @@ class Adapted(Weights):
                 raise self.not_finite(name)
             yield part
 
-    def plus(self, names: Collection[str], other: Callable[[str], Pair]) -> Adapted:
+    def plus(self, names: Collection[str], other: Callable[[str], LowRank]) -> Adapted:
         """The same with more products added; where both have the same right factor, as sums of adapters do, the rank stays."""
 
-        def pair(name: str) -> Pair:
+        def pair(name: str) -> LowRank:
             if name not in self.changed:
                 return other(name)
             first = self.pair(name)
@@ -106,7 +65,7 @@ class Adapted(Weights):
                 return first
             second = other(name)
             if torch.equal(first.right, second.right):
-                return Pair(first.left + second.left, first.right)
-            return concatenated([first, second])
+                return LowRank(first.left + second.left, first.right)
+            return side_by_side([first, second])
 
         return Adapted(self.origin, self.infos, self.changed | frozenset(names), pair, self.not_finite)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paretomerge.errors import UserError
 from paretomerge.weights.checkpoint import INDEX, SINGLE, read_json, unreadable
+from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.patterns import scalings
 from paretomerge.weights.unchanged import States, states_of, touched
 
@@ -33,24 +34,6 @@ _MOVES_THE_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
-class Factors:
-    """ΔW = scale · (down @ up) in the orientation in which the base stores W: down (rows, r), up (r, columns)."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.down.shape[0], self.up.shape[1])
-
-    @property
-    def transposed(self) -> Factors:
-        """The same for a base that stores Wᵀ."""
-        return Factors(self.up.T, self.down.T, self.scale)
-
-
-@dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter: ``factors`` by the name of the weight they add to, ``replaced`` tensors that are stored whole."""
 
@@ -58,10 +41,18 @@ class Adapter:
     """None: in memory."""
     file: Path | None
     config: dict[str, Any]
-    factors: dict[str, Factors]
+    factors: dict[str, LowRank]
+    """As the file has them, B and A in the orientation in which the base stores W, without their scale."""
+    scales: dict[str, float]
     replaced: dict[str, Tensor]
     states: States = frozenset()
     """Of its two files, as they were opened."""
+
+    def product(self, name: str, columns: int) -> LowRank:
+        """ΔW of a weight with that many columns, in fp32: a base that stores Wᵀ has the transposed one."""
+        factors = self.factors[name]
+        left, right = factors if factors.shape[1] == columns else factors.T
+        return LowRank(left.float() * self.scales[name], right.float())
 
 
 def is_adapter(path: Path) -> bool:
@@ -99,8 +90,7 @@ def adapter_from(folder: Path | None, config: dict[str, Any], tensors: dict[str,
     if folder is None:
         _supported(path, config)
     file = path / "adapter_model.safetensors" if folder else path
-    factors: dict[str, Factors] = {}
-    ranks: dict[str, int] = {}
+    factors: dict[str, LowRank] = {}
     replaced: dict[str, Tensor] = {}
     for key, a in tensors.items():
         name = key.removeprefix(_PREFIX)
@@ -123,8 +113,7 @@ def adapter_from(folder: Path | None, config: dict[str, Any], tensors: dict[str,
             # an embedding is stored (tokens, width) but adapted as (B A)ᵀ, and so is Conv1D's (in, out)
             transposed = embedding or bool(config.get("fan_in_fan_out"))
             down, up = (a.T, b.T) if transposed else (b, a)
-            ranks[module] = a.shape[0]
-            factors[f"{module}.weight"] = Factors(down, up, 1.0)
+            factors[module] = LowRank(down, up)
         elif name.endswith(".lora_B.bias"):
             raise UserError(f"{file}: {key}: LoRA with its own bias (lora_bias) is not supported: merge it into a model")
         elif re.search(r"\.lora_(embedding_)?B(\.weight)?$", name):
@@ -137,12 +126,13 @@ def adapter_from(folder: Path | None, config: dict[str, Any], tensors: dict[str,
     if not factors and not replaced:
         raise UserError(f"{file}: no LoRA factors in it")
     try:
-        scales = scalings(config, ranks)
+        scales = scalings(config, {module: product.rank for module, product in factors.items()})
     except ValueError as error:
         why = f"the scaling of a module cannot be told from r, lora_alpha and their patterns ({error})"
         raise UserError(f"{path / 'adapter_config.json'}: {why}: download it again") from error
-    factors = {f"{module}.weight": _trimmed(factors[f"{module}.weight"], scale) for module, scale in scales.items()}
-    return Adapter(folder, file if folder else None, config, factors, replaced)
+    trimmed = {f"{module}.weight": _trimmed(product) for module, product in factors.items()}
+    of_weights = {f"{module}.weight": scale for module, scale in scales.items()}
+    return Adapter(folder, file if folder else None, config, trimmed, of_weights, replaced)
 
 
 def _supported(path: Path, config: dict[str, Any]) -> None:
@@ -161,8 +151,8 @@ def _supported(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _trimmed(factors: Factors, scale: float) -> Factors:
+def _trimmed(product: LowRank) -> LowRank:
     """The factors without the zeros at their end that some tools, ours too, fill all modules up with to one rank."""
-    used = (factors.down != 0).any(0) | (factors.up != 0).any(1)
+    used = (product.left != 0).any(0) | (product.right != 0).any(1)
     rank = int(used.nonzero().max()) + 1 if used.any() else 1
-    return Factors(factors.down[:, :rank].contiguous(), factors.up[:rank].contiguous(), scale)
+    return LowRank(product.left[:, :rank].contiguous(), product.right[:rank].contiguous())

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from paretomerge import preferences
 from paretomerge.errors import UserError
 from paretomerge.options import unknown
-from paretomerge.weights.adapted import Pair
 from paretomerge.weights.adapter import Adapter, is_adapter, open_adapter
 from paretomerge.weights.alignment import Options, align
 from paretomerge.weights.beside import bases_of_adapters, modules_not_merged
@@ -23,6 +22,7 @@ from paretomerge.weights.findings import Finding
 from paretomerge.weights.in_memory import config_from, config_of
 from paretomerge.weights.in_memory import opened as opened_in_memory
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
+from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.unchanged import touched
 
 CHUNK = 3 << 18
@@ -77,7 +77,7 @@ class Expert:
         if not isinstance(self.source, Adapter):
             return self.source[own]
         factors = self.source.factors.get(own)
-        return torch.cat([factors.down.flatten(), factors.up.flatten()]) if factors else self.source.replaced[own]
+        return torch.cat([factor.flatten() for factor in factors]) if factors else self.source.replaced[own]
 
     def whole(self, name: str) -> Tensor | None:
         """θ_k of the base's tensor ``name`` as its file has it; None: this expert lacks it or has it as LoRA factors."""
@@ -87,7 +87,7 @@ class Expert:
             return None
         return (self.source.replaced if isinstance(self.source, Adapter) else self.source)[own]
 
-    def pair(self, name: str, shape: tuple[int, ...]) -> Pair | None:
+    def pair(self, name: str, shape: tuple[int, ...]) -> LowRank | None:
         """v = θ_k − θ₀ of tensor ``name``, a matrix of ``shape``, as a product in fp32; None: this expert stores it whole.
 
         Of another vocabulary only the rows that the base has count; those that the expert lacks are zero.
@@ -96,14 +96,11 @@ class Expert:
         if len(shape) != 2:
             return None
         if name not in self.names:
-            return Pair(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
+            return LowRank(torch.zeros(shape[0], 0), torch.zeros(0, shape[1]))
         own = self.names[name]
         if not isinstance(self.source, Adapter) or own not in self.source.factors:
             return None
-        factors = self.source.factors[own]
-        factors = factors if factors.shape[1] == shape[1] else factors.transposed
-        left = factors.down.float()[: shape[0]] * factors.scale
-        return Pair(torch.cat([left, left.new_zeros(shape[0] - len(left), left.shape[1])]), factors.up.float())
+        return self.source.product(own, shape[1]).with_rows(shape[0])
 
     def head(self) -> Weights:
         """The tensors that stay with the task, under this expert's own names."""
@@ -123,13 +120,11 @@ class Expert:
             return None
         own = self.names[name]
         if isinstance(self.source, Adapter) and own in self.source.factors:
-            factors = self.source.factors[own]
-            factors = factors if factors.shape[1] == columns else factors.transposed
-            down, up = factors.down.float() * factors.scale, factors.up.float()
+            left, right = self.source.product(own, columns)
 
             def multiply(rows: slice, base: Tensor, out: Tensor) -> None:
-                mine = down[rows].to(out.dtype)
-                torch.mm(mine, up.to(out.dtype), out=out[: len(mine)])
+                mine = left[rows].to(out.dtype)
+                torch.mm(mine, right.to(out.dtype), out=out[: len(mine)])
                 out[len(mine) :] = 0
 
             return multiply
@@ -210,7 +205,7 @@ class Experts:
             return found if found.numel() > _KEPT else found.clone()  # a small one is in the buffer
         return torch.zeros(shape, dtype=self.wide(name))  # no rows
 
-    def pairs(self, name: str) -> list[Pair] | None:
+    def pairs(self, name: str) -> list[LowRank] | None:
         """The K task vectors of tensor ``name`` as products, where all experts that change it are adapters of rank r_k."""
         found = [expert.pair(name, self.infos[name].shape) for expert in self.experts]
         complete = [pair for pair in found if pair is not None]

@@ -1,122 +1,100 @@
-"""The K task vectors of one tensor, stacked or as thin products, and the two things that are done with them.
+"""The K task vectors of one tensor, stacked or as thin products, and what is done with them.
 
     θ₀ + Σ_k c_k v_k        and        ⟨v_k, g⟩ for each k
 
-Of LoRA experts v_k = L_k R_k, and no v_k is formed: Σ_k c_k L_k R_k = [c_1 L_1 … c_K L_K] [R_1; …; R_K] is one product, and
-⟨L_k R_k, g⟩ is the trace of the k-th block of Lᵀ g Rᵀ.
+The sum has two forms: ``added`` computes it from θ₀, so it does not drift however often a model is moved, and reads all v_k at
+once; ``add_`` adds to what is there, one v_k at a time, and skips those whose coefficient is zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from paretomerge.weights.adapted import Pair
+from paretomerge.weights.low_rank import LowRank
 
 _BLOCK = 1 << 16
 """Columns of task vectors stored in bf16 that are made fp32 at a time: K of them stay in cache, and nothing large is copied."""
 
-
-@dataclass(frozen=True)
-class Thin:
-    """K products of any ranks r_k side by side: ``left`` (m, s), ``right`` (s, n), s = Σ_k r_k."""
-
-    left: Tensor
-    right: Tensor
-    ranks: tuple[int, ...]
-
-    @classmethod
-    def of(cls, pairs: Sequence[Pair]) -> Thin:
-        """K pairs, as they come."""
-        ranks = tuple(pair.rank for pair in pairs)
-        return cls(torch.cat([pair.left for pair in pairs], 1), torch.cat([pair.right for pair in pairs]), ranks)
-
-    @classmethod
-    def of_stacked(cls, left: Tensor, right: Tensor) -> Thin:
-        """(K, m, R) and (K, R, n)."""
-        return cls(left.transpose(0, 1).flatten(1), right.flatten(0, 1), (left.shape[2],) * len(left))
-
-    def stacked(self) -> tuple[Tensor, Tensor]:
-        """(K, m, R) and (K, R, n): all of the largest rank, the smaller ones filled up with zeros."""
-        largest = max(self.ranks)
-        left = self.left.new_zeros(len(self), self.left.shape[0], largest)
-        right = self.right.new_zeros(len(self), largest, self.right.shape[1])
-        for k, (of_left, of_right) in enumerate(zip(self.left.split(self.ranks, 1), self.right.split(self.ranks), strict=True)):
-            left[k, :, : self.ranks[k]] = of_left
-            right[k, : self.ranks[k]] = of_right
-        return left, right
-
-    def __len__(self) -> int:
-        return len(self.ranks)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Thin:
-        return Thin(self.left.to(device, dtype), self.right.to(device, dtype), self.ranks)
-
-    def weighted(self, c: Tensor) -> Tensor:
-        """[c_1 L_1 … c_K L_K], for c (K,)."""
-        return self.left * c.to(self.left)[self._owners()]
-
-    def _owners(self) -> Tensor:
-        """Whose each column is, (s,)."""
-        return torch.repeat_interleave(torch.tensor(self.ranks, device=self.left.device))
-
-    def inner(self, g: Tensor) -> Tensor:
-        """⟨L_k R_k, g⟩ for each k, (K,); g (m, n)."""
-        m, n = g.shape
-        diagonal = ((g @ self.right.T) * self.left).sum(0) if m < n else ((self.left.T @ g) * self.right).sum(1)
-        return diagonal.new_zeros(len(self)).index_add_(0, self._owners(), diagonal)
+Vectors = Tensor | LowRank
+"""The K task vectors of a tensor: (K, numel) or (K, *shape), fp32, or bf16 to halve the memory; or K thin products."""
 
 
-Vectors = Tensor | Thin
-"""The K task vectors of a tensor: (K, numel), fp32, or bf16 to halve the memory; or thin."""
+def number(v: Vectors) -> int:
+    """K."""
+    return v.count if isinstance(v, LowRank) else len(v)
 
 
 def varies(v: Vectors) -> bool:
     """Whether any of them may differ from zero."""
-    return bool(v.left.any() and v.right.any()) if isinstance(v, Thin) else bool(v.any())
+    return bool(v.left.any() and v.right.any()) if isinstance(v, LowRank) else bool(v.any())
 
 
-def add(base: Tensor, v: Vectors, c: Tensor, out: Tensor | None = None) -> Tensor:
-    """base + Σ_k c_k v_k, of the base's shape and dtype.
+def weighted_sum(v: Tensor, w: Tensor) -> Tensor:
+    """Σ_k w_k v_k as one matrix-vector product: v (K, m, n), w (K, 1, 1) -> (m, n)."""
+    return (w.view(1, -1).to(v.dtype) @ v.reshape(len(v), -1)).view(v.shape[1:])
+
+
+def add_(tensor: Tensor, v: Vectors, c: Tensor) -> Tensor:
+    """Add Σ_k c_k v_k to ``tensor``, in place.
+
+    Args:
+        tensor: a floating-point one, on any device, of the shape of a v_k.
+        v: the task vectors, (K, *shape) if they are stacked; each is cast to the tensor's dtype.
+        c: (K,), in fp64.
+    """
+    if isinstance(v, LowRank):
+        return v.to(tensor.device, tensor.dtype).weighted(c).add_to_(tensor)
+    for v_k, c_k in zip(v, c.tolist(), strict=True):
+        if c_k:
+            tensor.add_(v_k.to(tensor.device, tensor.dtype), alpha=c_k)
+    return tensor
+
+
+def added(base: Tensor, v: Vectors, c: Tensor, out: Tensor | None = None) -> Tensor:
+    """base + Σ_k c_k v_k, computed in fp32 (fp64 for a result in fp64).
 
     Args:
         base: θ₀.
-        v: the task vectors.
-        c: (K,), in the base's dtype.
-        out: a contiguous tensor to write to (it may be the base); None: a new one.
+        v: the task vectors, on the base's device.
+        c: (K,).
+        out: a contiguous tensor of the base's shape and any floating-point dtype to write to (of products: of the base's dtype;
+            it may be the base); None: a new one like the base.
     """
     out = torch.empty_like(base, memory_format=torch.contiguous_format) if out is None else out
-    if isinstance(v, Thin):
-        shape = v.left.shape[0], v.right.shape[1]
-        torch.addmm(base.reshape(shape), v.weighted(c), v.right, out=out.view(shape))
+    if isinstance(v, LowRank):
+        left, right = v.weighted(c)
+        torch.addmm(base.reshape(v.shape), left, right, out=out.view(v.shape))
         return out
-    start, flat = base.flatten(), out.view(-1)
-    for columns, part in _blocks(v, base.dtype):
-        torch.addmv(start[columns], part.T, c, out=flat[columns])
+    wide = torch.float64 if out.dtype == torch.float64 else torch.float32
+    flat, start, stacked, c = out.view(-1), base.reshape(-1), v.reshape(len(v), -1), c.to(out.device, wide)
+    if stacked.dtype == wide == flat.dtype == start.dtype:
+        torch.addmv(start, stacked.T, c, out=flat)
+        return out
+    for columns in _blocks(stacked, None):
+        flat[columns].copy_(torch.addmv(start[columns].to(wide), stacked[:, columns].to(wide).T, c))
     return out
 
 
 def inner(v: Vectors, g: Tensor) -> Tensor:
     """⟨v_k, g⟩ for each k, (K,) in g's dtype; g has the tensor's shape."""
-    if isinstance(v, Thin):
-        return v.inner(g.reshape(v.left.shape[0], v.right.shape[1]))
-    found, flat = g.new_zeros(len(v)), g.flatten()
-    for columns, part in _blocks(v, g.dtype):
-        found += torch.mv(part, flat[columns])
-    return found
+    if isinstance(v, LowRank):
+        return v.inner(g.reshape(v.shape))
+    sums, flat = g.new_zeros(len(v)), g.flatten()
+    for columns in _blocks(v, g.dtype):
+        sums += torch.mv(v[:, columns].to(g.dtype), flat[columns])
+    return sums
 
 
-def _blocks(v: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Stacked task vectors (K, n) in a dtype, with their columns: whole, or block by block if they are stored as bf16.
+def _blocks(v: Tensor, dtype: torch.dtype | None) -> Iterator[slice]:
+    """Columns of stacked task vectors (K, n): all at once if they have this dtype, otherwise block by block.
 
     Products in bf16 are ten times slower on a processor, and would round the sums.
     """
     if v.dtype == dtype:
-        yield slice(None), v
+        yield slice(None)
         return
     for start in range(0, v.shape[1], _BLOCK):
-        columns = slice(start, start + _BLOCK)
-        yield columns, v[:, columns].to(dtype)
+        yield slice(start, start + _BLOCK)
