@@ -16,7 +16,7 @@ import torch
 from paretomerge import api
 from paretomerge.demo.run import Demo, load
 from paretomerge.evaluation.evaluate import measure
-from paretomerge.front import Front
+from paretomerge.front.front import Front
 
 BASES = {
     "average": ("average", {}),

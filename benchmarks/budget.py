@@ -18,8 +18,8 @@ from merge_speed import CACHE, HERE, MIB, OURS, Failed, build, measure
 FIT = """
 import sys, torch
 from paretomerge import api, load_experts
-from paretomerge.evaluation.inputs import TensorInputs
-from paretomerge.evaluation.tasks import Task
+from paretomerge.data.inputs import TensorInputs
+from paretomerge.data.tasks import Task
 base, out, options, *folders = sys.argv[1:]
 experts = load_experts(base, {f"t{k}": folder for k, folder in enumerate(folders)})
 tasks = {t: Task(t, "language-modelling", TensorInputs({"input_ids": torch.arange(16).view(2, 8)}), None, "perplexity")

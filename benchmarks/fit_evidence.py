@@ -48,9 +48,9 @@ def measured(preset: str, options: dict[str, Any], seed: int) -> dict[str, float
     import torch
 
     from paretomerge import api
+    from paretomerge.data.predict import predict
     from paretomerge.demo import run as demo
     from paretomerge.evaluation.evaluate import measure
-    from paretomerge.evaluation.logits import predict
     from paretomerge.fitting.objectives import marginal_entropy, shannon
 
     shipped = demo.load()

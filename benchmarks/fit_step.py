@@ -178,7 +178,7 @@ def plain_loss(name: str, objective: str, model: Any, batch: dict[str, Any], tea
 
 def teacher(name: str, model: Any, batch: dict[str, Any]) -> Any:
     """What a fit keeps of an expert."""
-    from paretomerge.fitting.teachers import Kept
+    from paretomerge.fitting.teacher_cache import Kept
     from paretomerge.fitting.top_k import largest
 
     if name == "gpt2":
@@ -215,15 +215,15 @@ def activations(case: dict[str, Any]) -> dict[str, Any]:
 def ours(case: dict[str, Any]) -> dict[str, Any]:
     """Time or weigh steps of `fit_`."""
 
-    from paretomerge.evaluation.inputs import TensorInputs
-    from paretomerge.evaluation.tasks import Task
+    from paretomerge.data.inputs import TensorInputs
+    from paretomerge.data.tasks import Task
+    from paretomerge.experts.experts import load_experts
     from paretomerge.fitting import loop
-    from paretomerge.fitting.learned import Learned, Target
     from paretomerge.fitting.options import FitRun, TrainingOptions
-    from paretomerge.fitting.problem import Problem
+    from paretomerge.fitting.parameters import Learned, Target
     from paretomerge.fitting.sampling import coverage
+    from paretomerge.fitting.task_losses import Problem
     from paretomerge.sets.targets import choose_targets
-    from paretomerge.weights.experts import load_experts
 
     name, k, objective = case["model"], case["k"], case["objective"]
     base, *others = (Path(m) for m in case["models"])

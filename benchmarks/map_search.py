@@ -42,22 +42,22 @@ import torch
 from scipy.interpolate import RBFInterpolator
 
 from paretomerge import api, preferences
+from paretomerge.data.inputs import Inputs
+from paretomerge.data.tasks import Task
 from paretomerge.demo.run import assets
 from paretomerge.evaluation.evaluate import measure
-from paretomerge.evaluation.inputs import Inputs
-from paretomerge.evaluation.metrics import generational_distance, inverted_generational_distance, non_dominated, win_rate
-from paretomerge.evaluation.tasks import Task
+from paretomerge.experts.experts import load_experts
+from paretomerge.experts.heads import heads_of
+from paretomerge.models.shared import SharedModels
+from paretomerge.results.objective import Objective
+from paretomerge.results.quality import generational_distance, inverted_generational_distance, non_dominated, win_rate
 from paretomerge.search.bayesian import bayesian
 from paretomerge.search.direct import direct_search
 from paretomerge.search.nested import nested
-from paretomerge.search.objective import Objective
 from paretomerge.search.plain import plain
 from paretomerge.search.sampling import box, budget
 from paretomerge.search.surrogate import r_squared
 from paretomerge.sets.choice import choose
-from paretomerge.weights.experts import load_experts
-from paretomerge.weights.heads import heads_of
-from paretomerge.weights.shared_models import SharedModels
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("PARETOMERGE_CACHE") or HERE / ".cache")

@@ -25,10 +25,10 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Part, fit_
 from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.routed import start_
+from paretomerge.fitting.parameters import Learned
+from paretomerge.fitting.pwe_moe import start_
 from paretomerge.sets.modules import choose_modules
 from paretomerge.weights.lazy import TensorInfo
 

@@ -25,7 +25,7 @@ import torch
 from paretomerge import api
 from paretomerge.demo.run import Demo, load
 from paretomerge.evaluation.evaluate import measure
-from paretomerge.front import Front, front_of
+from paretomerge.front.front import Front, front_of
 from paretomerge.sets.pareto_set import ParetoSet
 
 RESULTS = Path(__file__).parent / "results" / "steered.json"

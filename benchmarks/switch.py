@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 
-from paretomerge.front import Front
+from paretomerge.front.front import Front
 from paretomerge.sets.factors import Factors
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.lazy import Weights

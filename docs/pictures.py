@@ -15,10 +15,10 @@ import matplotlib
 
 from paretomerge.demo.run import ADA, NAMES, PM_ALL, PM_ATTENTION, PM_FITTED, SOUPS, TA, between, draw
 from paretomerge.evaluation.experts import EXPERT, PRETRAINED
-from paretomerge.evaluation.results import value
 from paretomerge.preferences import parse
 from paretomerge.report.style import BASE, CURRENT, GRID, INK, OTHER, PALE, POINT
 from paretomerge.report.style import EXPERT as GREEN
+from paretomerge.results.rows import value
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

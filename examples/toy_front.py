@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from paretomerge.fitting.learned import Learned, Target
 from paretomerge.fitting.loop import Part, fit_
 from paretomerge.fitting.options import TrainingOptions
+from paretomerge.fitting.parameters import Learned, Target
 
 STEPS = 2000
 

@@ -6,10 +6,10 @@ import torch
 import transformers as hf
 
 import tiny
-from paretomerge.evaluation.inputs import Inputs, TensorInputs, TextInputs
-from paretomerge.evaluation.logits import Prompts
-from paretomerge.evaluation.tasks import Task
-from paretomerge.weights.experts import Experts, load_experts
+from paretomerge.data.inputs import Inputs, TensorInputs, TextInputs
+from paretomerge.data.predict import Prompts
+from paretomerge.data.tasks import Task
+from paretomerge.experts.experts import Experts, load_experts
 
 BARE = {"vit": hf.ViTModel, "bert": hf.BertModel}
 """Backbones without a head; their experts bring heads of 5 and 3 classes."""

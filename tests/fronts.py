@@ -9,11 +9,11 @@ import task_data
 import tiny
 from paretomerge import api, preferences
 from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.evaluation.queries import record
-from paretomerge.evaluation.results import Row
-from paretomerge.front import Front
-from paretomerge.opening import load_front
-from paretomerge.weights.experts import load_experts
+from paretomerge.experts.experts import load_experts
+from paretomerge.front.folder import load_front
+from paretomerge.front.front import Front
+from paretomerge.results.queries import record
+from paretomerge.results.rows import Row
 
 
 def value(gamma: Sequence[float], k: int) -> float:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from paretomerge.errors import Stopped
-from paretomerge.fitting.learned import Learned, Target
+from paretomerge.fitting.distributed import joined
 from paretomerge.fitting.loop import Part, fit_, world
 from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.processes import joined
+from paretomerge.fitting.parameters import Learned, Target
 
 NAMES = ("first.weight", "second.weight", "bias")
 EXAMPLES = 12

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import expit
 
-from paretomerge.search.objective import Objective
+from paretomerge.results.objective import Objective
 
 
 class Known:

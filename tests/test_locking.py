@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from paretomerge import leftovers, locking
 from paretomerge.errors import UserError
-from paretomerge.leftovers import folder_for, remove_folder, sweep, temporary
-from paretomerge.locking import locked, run_folder
+from paretomerge.io import leftovers, locking
+from paretomerge.io.leftovers import folder_for, remove_folder, sweep, temporary
+from paretomerge.io.locking import locked, run_folder
 from paretomerge.weights.writing import whole_folder, write_json, write_marker, write_text
 
 

@@ -9,11 +9,11 @@ import yaml
 from safetensors.torch import load_file
 
 from paretomerge.errors import UserError
-from paretomerge.mergekit import convert
+from paretomerge.experts.experts import load_experts
 from paretomerge.merges import MERGES
 from paretomerge.options import check_options
-from paretomerge.recipe import Recipe, read_recipe
-from paretomerge.weights.experts import load_experts
+from paretomerge.recipes.mergekit import convert
+from paretomerge.recipes.recipe import Recipe, read_recipe
 from paretomerge.weights.lazy import Weights
 
 GOLDEN = Path(__file__).parent / "golden" / "mergekit"

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import tiny
+from paretomerge.data.sources import read_splits
 from paretomerge.errors import UserError
-from paretomerge.evaluation.sources import read_splits
-from paretomerge.mirror import VARIABLE
 from paretomerge.weights.checkpoint import local, open_checkpoint
+from paretomerge.weights.hub import VARIABLE
 
 
 @pytest.fixture

@@ -17,13 +17,13 @@ from benchmarks.claims import vit
 from benchmarks.claims.sources import CACHE
 from benchmarks.claims.suite import Suite, Use, digest
 from paretomerge import api
+from paretomerge.data.tasks import Task
 from paretomerge.evaluation.evaluate import measure
-from paretomerge.evaluation.tasks import Task
-from paretomerge.front import Front, front_of
-from paretomerge.opening import load_front
+from paretomerge.experts.experts import Experts
+from paretomerge.experts.heads import heads_of
+from paretomerge.front.folder import load_front
+from paretomerge.front.front import Front, front_of
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.experts import Experts
-from paretomerge.weights.heads import heads_of
 from paretomerge.weights.lazy import Weights
 
 PRECISION: Literal["bfloat16", "float32"] = "bfloat16" if vit.has_bfloat16() else "float32"

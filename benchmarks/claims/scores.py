@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from paretomerge.data.tasks import Task
 from paretomerge.evaluation.measure import batches
-from paretomerge.evaluation.tasks import Task
 
 
 @torch.inference_mode()

@@ -11,15 +11,15 @@ import torch
 
 from benchmarks.claims.methods import EXPERTS, PRECISION, Bench, Method
 from paretomerge import api, preferences
+from paretomerge.data.tasks import Task
 from paretomerge.evaluation.evaluate import sampled
 from paretomerge.evaluation.evaluators import OnTasks
 from paretomerge.evaluation.front_models import FrontModels
-from paretomerge.evaluation.results import Row
-from paretomerge.evaluation.tasks import Task
-from paretomerge.evaluation.work import Measure
-from paretomerge.front import Front
+from paretomerge.evaluation.protocols import Measure
+from paretomerge.front.front import Front
 from paretomerge.merges.processed import processed
-from paretomerge.search.merged import ingredients_of
+from paretomerge.models.merged import ingredients_of
+from paretomerge.results.rows import Row
 from paretomerge.sets.searched import Searched
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def search(name: str, method: str, *, inputs: int = 100, **options: Any) -> Meth
 
     Args:
         name: of the row.
-        method: of ``paretomerge.fitting.searches``.
+        method: of ``paretomerge.search.methods``.
         inputs: validation inputs a task.
         options: of the method; a function gets the bench and the seed.
     """

@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.claims.sources import CACHE
 from paretomerge import api
-from paretomerge.evaluation.tasks import DataSpec, Task
-from paretomerge.weights.experts import Experts, load_experts
+from paretomerge.data.tasks import DataSpec, Task
+from paretomerge.experts.experts import Experts, load_experts
 
 FOLDER = CACHE / "suites"
 Use = Literal["held-out", "transductive", "validation"]

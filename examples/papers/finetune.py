@@ -12,11 +12,11 @@ import torch
 import typer
 from transformers import AutoModelForImageClassification
 
-from paretomerge.evaluation.sources import read_splits
-from paretomerge.evaluation.tasks import load_task
-from paretomerge.recipe import combined
+from paretomerge.data.sources import read_splits
+from paretomerge.data.tasks import load_task
+from paretomerge.models.build import device_of
+from paretomerge.recipes.recipe import combined
 from paretomerge.weights.checkpoint import local
-from paretomerge.weights.live import device_of
 
 
 def main(

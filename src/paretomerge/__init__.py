@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from paretomerge.api import fit, merge
     from paretomerge.errors import UserError
-    from paretomerge.front import Front
-    from paretomerge.opening import load_front
+    from paretomerge.experts.experts import Experts, load_experts
+    from paretomerge.front.folder import load_front
+    from paretomerge.front.front import Front
     from paretomerge.sets.pareto_set import ParetoSet
-    from paretomerge.weights.experts import Experts, load_experts
     from paretomerge.weights.lazy import Weights
 
 _HOMES = {
-    "load_experts": "weights.experts",
-    "Experts": "weights.experts",
+    "load_experts": "experts.experts",
+    "Experts": "experts.experts",
     "Weights": "weights.lazy",
     "merge": "api",
     "fit": "api",
-    "load_front": "opening",
-    "Front": "front",
+    "load_front": "front.folder",
+    "Front": "front.front",
     "ParetoSet": "sets.pareto_set",
     "UserError": "errors",
 }

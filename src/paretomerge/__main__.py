@@ -1,5 +1,5 @@
 """``python -m paretomerge``, and ``torchrun … -m paretomerge``: the command line."""
 
-from paretomerge.cli import main
+from paretomerge.cli.main import main
 
 main()

@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from pydantic import BaseModel
 
 from paretomerge.errors import UserError
-from paretomerge.export.saving import About
+from paretomerge.experts.experts import Experts
+from paretomerge.experts.heads import heads_of
+from paretomerge.experts.in_memory import companions_of, config_of
 from paretomerge.fitting import FITS
 from paretomerge.fitting.options import FitRun as FitRun
-from paretomerge.fitting.searches import SEARCHES
-from paretomerge.front import Front, front_of
+from paretomerge.front.folder import load_front
+from paretomerge.front.front import Front, front_of
+from paretomerge.front.provenance import sources_of, versions
+from paretomerge.front.saving import About
 from paretomerge.merges import MERGES, MERGES_ON_DATA
-from paretomerge.opening import load_front
 from paretomerge.options import arguments, check_options, parameters_of, unknown
-from paretomerge.provenance import sources_of, versions
+from paretomerge.search.methods import SEARCHES
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.experts import Experts
-from paretomerge.weights.heads import heads_of
-from paretomerge.weights.in_memory import companions_of, config_of
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.unchanged import reading
 
 if TYPE_CHECKING:
-    from paretomerge.evaluation.tasks import DataSpec, Task
-    from paretomerge.search.objective import Objective
+    from paretomerge.data.tasks import DataSpec, Task
+    from paretomerge.results.objective import Objective
     from paretomerge.sets.searched import Searched
 
 
@@ -173,7 +173,7 @@ def load_tasks(
     Raises:
         UserError: data for an unknown task, or data that cannot be read.
     """
-    from paretomerge.evaluation.tasks import Task, load_task
+    from paretomerge.data.tasks import Task, load_task
 
     if strangers := [name for name in data if name not in of.tasks]:
         raise UserError(unknown("task in data", strangers[0], of.tasks))
@@ -205,10 +205,10 @@ def _fit_on_data(
     hashes: bool,
     options: Mapping[str, Any],
 ) -> Front:
-    from paretomerge.fitting.events import events
+    from paretomerge.fitting.distributed import world
     from paretomerge.fitting.on_data import FITS_ON_DATA, OF_COEFFICIENTS, PRESETS
-    from paretomerge.fitting.processes import world
-    from paretomerge.locking import run_folder
+    from paretomerge.fitting.tensorboard import events
+    from paretomerge.io.locking import run_folder
 
     if method in FITS and method not in FITS_ON_DATA:
         raise UserError(f"{method} is made in closed form: if the data are for its base merge (on), say so with closed_form")
@@ -255,7 +255,7 @@ def _search(
     options: Mapping[str, Any],
 ) -> Front:
     from paretomerge.evaluation.evaluators import for_search
-    from paretomerge.search.judges import divided, evaluator_of
+    from paretomerge.evaluation.resolve import divided, evaluator_of
     from paretomerge.search.run import evaluator_for, facts_of, measured_rows
 
     function: Callable[..., Searched] = SEARCHES[method]

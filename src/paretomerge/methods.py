@@ -23,7 +23,7 @@ _LISTS = {
     "merge --data": "merges:MERGES_ON_DATA",
     "fit": "fitting:FITS",
     "fit --data": "fitting.on_data:FITS_ON_DATA",
-    "fit by evaluations": "fitting.searches:SEARCHES",
+    "fit by evaluations": "search.methods:SEARCHES",
 }
 """Command -> where the functions of its methods are: name -> function."""
 _FIELDS = ("Needs", "Stores", "Paper")
@@ -53,7 +53,7 @@ def describe_methods(only: str | None = None) -> list[dict[str, Any]]:
 
 def evaluator_options() -> dict[str, dict[str, dict[str, Any]]]:
     """Options that a fit by evaluations hands on: what measures -> option -> default, kind, meaning."""
-    from paretomerge.search.judges import EVALUATORS
+    from paretomerge.evaluation.resolve import EVALUATORS
 
     return {(inspect.getdoc(e) or "").split(":")[0]: _options(e) for e in EVALUATORS.values()}
 

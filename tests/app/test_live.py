@@ -14,7 +14,7 @@ import tiny
 from paretomerge import api, load_front
 from paretomerge.app.live import Live, kind_of
 from paretomerge.errors import UserError
-from paretomerge.weights.experts import load_experts
+from paretomerge.experts.experts import load_experts
 
 
 @pytest.fixture(scope="module")

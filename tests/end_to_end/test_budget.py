@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from paretomerge.budget import estimates
-from paretomerge.weights.alignment import Options
-from paretomerge.weights.experts import inspect_experts, load_experts
+from paretomerge.experts.alignment import Options
+from paretomerge.experts.experts import inspect_experts, load_experts
+from paretomerge.fitting.budget import estimates
 
 
 def save(folder, tensors):

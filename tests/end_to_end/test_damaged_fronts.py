@@ -18,11 +18,11 @@ from paretomerge import fit, load_experts, load_front
 from paretomerge.app.panels import about
 from paretomerge.app.view import ALL, TWO, View
 from paretomerge.errors import UserError
-from paretomerge.evaluation.queries import knee, record
-from paretomerge.export.card import model_card
-from paretomerge.fitting.searches import SEARCHES
-from paretomerge.front import FACTS, TENSORS, front_of
-from paretomerge.strict_json import compact_json
+from paretomerge.front.card import model_card
+from paretomerge.front.front import FACTS, TENSORS, front_of
+from paretomerge.io.strict_json import compact_json
+from paretomerge.results.queries import knee, record
+from paretomerge.search.methods import SEARCHES
 from search_data import Known
 
 NUMBERS = (True, -1, 5, 10**30, 0.5, float("nan"), float("inf"))

@@ -17,12 +17,12 @@ import tiny
 from commands import PROGRAM, contents
 from paretomerge import load_experts, load_front, merge
 from paretomerge.errors import UserError
-from paretomerge.fitting.teachers import ask
-from paretomerge.front import FACTS
-from paretomerge.search.store import FILE, Store
+from paretomerge.evaluation.store import FILE, Store
+from paretomerge.fitting.teacher_cache import ask
+from paretomerge.front.front import FACTS
 from paretomerge.weights import writing
-from paretomerge.weights.adapter import open_adapter
 from paretomerge.weights.checkpoint import INDEX, SINGLE, open_checkpoint, read_json
+from paretomerge.weights.lora_files import open_adapter
 from paretomerge.weights.writing import whole_folder
 
 

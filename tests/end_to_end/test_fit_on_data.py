@@ -165,7 +165,7 @@ def test_seeds(cli, families):
 def test_resume_looks_at_the_settings_first(cli, families, monkeypatch):
     """What cannot be resumed is refused before a model is built or an expert is asked; predictions are asked for once."""
     from paretomerge.fitting import driver
-    from paretomerge.fitting.problem import Problem
+    from paretomerge.fitting.task_losses import Problem
 
     words = ["fit", *families["vit"].flags(), *STEPS, "-o", "front"]
     assert cli.refuses(*words, "--resume", "-q") == "front.run: no saved state to resume from: leave --resume out"

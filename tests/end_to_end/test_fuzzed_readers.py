@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 import tiny
 from damage import damaged, header_only
 from paretomerge import fit, load_experts, load_front
+from paretomerge.data.sources import read_splits
 from paretomerge.errors import UserError
-from paretomerge.evaluation.sources import read_splits
+from paretomerge.evaluation.store import Store
 from paretomerge.fitting.loop import _restore
-from paretomerge.recipe import read_recipe
-from paretomerge.search.store import Store
-from paretomerge.weights.adapter import open_adapter
+from paretomerge.recipes.recipe import read_recipe
 from paretomerge.weights.checkpoint import INDEX, SINGLE, open_checkpoint
+from paretomerge.weights.lora_files import open_adapter
 
 RECIPE = b"""base: x
 experts: {a: y, b: z}

@@ -13,8 +13,8 @@ import task_data
 from paretomerge import load_front
 from paretomerge.app.live import Live
 from paretomerge.errors import UserError
-from paretomerge.weights.architecture import empty_model, model_class
-from paretomerge.weights.pretrained import load_beside
+from paretomerge.experts.architecture import empty_model, model_class
+from paretomerge.experts.pretrained import load_beside
 
 CHANGES = [
     {"architectures": -1}, {"architectures": "LlamaForCausalLM"}, {"architectures": [7]}, {"architectures": {"0": "x"}},

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 import fronts
 from paretomerge import api, load_front
 from paretomerge.evaluation.evaluate import measure
-from paretomerge.evaluation.results import value
 from paretomerge.report.tables import measured
+from paretomerge.results.rows import value
 
 
 def test_report(cli, tmp_path):

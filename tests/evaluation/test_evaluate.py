@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 import tiny
 from paretomerge import api, preferences
+from paretomerge.data.inputs import TensorInputs
+from paretomerge.data.tasks import DataSpec, Task, load_task
 from paretomerge.errors import UserError
 from paretomerge.evaluation import evaluators
 from paretomerge.evaluation.evaluate import evaluate, measure, sampled, select_unseen, standard_preferences
-from paretomerge.evaluation.inputs import TensorInputs
-from paretomerge.evaluation.queries import best_with, knee, record
-from paretomerge.evaluation.results import Row
-from paretomerge.evaluation.tasks import DataSpec, Task, load_task
-from paretomerge.front import Front
-from paretomerge.opening import load_front
-from paretomerge.weights import shared_models
-from paretomerge.weights.experts import load_experts
+from paretomerge.experts.experts import load_experts
+from paretomerge.front.folder import load_front
+from paretomerge.front.front import Front
+from paretomerge.models import shared as shared_models
+from paretomerge.results.queries import best_with, knee, record
+from paretomerge.results.rows import Row
 from task_data import REVIEWS, companions, config, paint, write_csv
 
 

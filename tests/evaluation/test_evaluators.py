@@ -13,17 +13,17 @@ import transformers
 
 import fit_data
 import tiny
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.directions import objective
 from paretomerge.evaluation.evaluators import ByCommand, ByFunction, OnTasks, for_search
 from paretomerge.evaluation.measure import measure
 from paretomerge.evaluation.outcomes import Failed
-from paretomerge.evaluation.tasks import Task
+from paretomerge.experts.experts import load_experts
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.merges.processed import processed
-from paretomerge.search.merged import ingredients_of
-from paretomerge.weights.experts import load_experts
-from paretomerge.weights.live import build_model
+from paretomerge.models.build import build_model
+from paretomerge.models.merged import ingredients_of
+from paretomerge.results.metrics import objective
 
 C = (0.75, 0.25)
 SCORES = [objective("a", "score:max:0:1"), objective("b", "score:max:0:1")]

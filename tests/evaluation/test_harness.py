@@ -9,11 +9,11 @@ import torch
 import task_data
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.evaluation.directions import objective
-from paretomerge.evaluation.harness import ByHarness
+from paretomerge.evaluation.lm_eval import ByHarness
+from paretomerge.experts.experts import load_experts
 from paretomerge.merges.processed import processed
-from paretomerge.search.merged import ingredients_of
-from paretomerge.weights.experts import load_experts
+from paretomerge.models.merged import ingredients_of
+from paretomerge.results.metrics import objective
 
 METRICS = [objective("a", "gsm8k/exact_match,strict-match"), objective("b", "wikitext/word_perplexity")]
 

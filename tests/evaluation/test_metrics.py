@@ -12,7 +12,7 @@ from pymoo.indicators.hv import HV
 from pymoo.indicators.igd import IGD
 from scipy.stats import spearmanr
 
-from paretomerge.evaluation import metrics as m
+from paretomerge.results import quality as m
 
 fronts = st.tuples(st.integers(1, 25), st.integers(2, 4), st.integers(0, 200)).map(
     lambda t: np.random.default_rng(t[2]).integers(0, 8, t[:2]).astype(float)

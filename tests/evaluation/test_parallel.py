@@ -9,14 +9,14 @@ import torch
 import fit_data
 from paretomerge import api
 from paretomerge.errors import UserError
-from paretomerge.evaluation.directions import objective
 from paretomerge.evaluation.evaluate import evaluate
 from paretomerge.evaluation.evaluators import ByFunction, OnTasks, for_search
 from paretomerge.evaluation.front_models import FrontModels
-from paretomerge.evaluation.parallel import in_process, pool_of
-from paretomerge.evaluation.work import Work
+from paretomerge.evaluation.protocols import Work
+from paretomerge.evaluation.workers import in_process, pool_of
 from paretomerge.merges.processed import processed
-from paretomerge.search.merged import ingredients_of
+from paretomerge.models.merged import ingredients_of
+from paretomerge.results.metrics import objective
 
 SCORES = [objective("a", "score:max"), objective("b", "score:max")]
 JOBS = [((0.1 * i, 1 - 0.07 * i), ("a", "b") if i % 3 else ("b",)) for i in range(7)]

@@ -8,7 +8,7 @@ import pytest
 from paretomerge import UserError
 from paretomerge.evaluation.evaluators import ByCommand
 from paretomerge.evaluation.placeholders import VARIABLES, with_references
-from paretomerge.search.objective import Objective
+from paretomerge.results.objective import Objective
 
 HOSTILE = 'it\'s "$(touch PWNED)" `touch PWNED`; touch PWNED & * \\ \n{tasks} $HOME <b> 数学'
 PRINT = r"printf '%s\0'"

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor
 
+from paretomerge.data.inputs import ImageInputs, Inputs, TensorInputs, TextInputs
+from paretomerge.data.labels import class_numbers
+from paretomerge.data.predict import predict
+from paretomerge.data.tasks import DataSpec, Task, load_task, zero_shot_head
 from paretomerge.demo import run as demo
 from paretomerge.errors import UserError
-from paretomerge.evaluation.inputs import ImageInputs, Inputs, TensorInputs, TextInputs
-from paretomerge.evaluation.labels import class_numbers
-from paretomerge.evaluation.logits import predict
-from paretomerge.evaluation.tasks import DataSpec, Task, load_task, zero_shot_head
 from paretomerge.weights.checkpoint import read_json
 from task_data import COLOURS, NAMES, REVIEWS, WORDS, companions, config, paint, write_csv
 from tiny import model, save
@@ -207,8 +207,8 @@ def test_a_folder_of_split_files_and_a_split_without_labels(tmp_path: Path, fold
 
 @given(n=st.integers(2, 40), limit=st.integers(1, 50), seed=st.integers(0, 5))
 def test_halves_and_limits_never_overlap(tmp_path_factory, folder: Path, n: int, limit: int, seed: int) -> None:
-    from paretomerge.evaluation.parts import choose
-    from paretomerge.evaluation.sources import Split
+    from paretomerge.data.sources import Split
+    from paretomerge.data.splits import choose
 
     split = Split("x", {"text": list(range(n))})
     found = choose(
@@ -321,7 +321,7 @@ def made() -> Task:
 def test_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_task("mine", made, companions=None, config={}).name == "mine"
     (tmp_path / "my_data.py").write_text(
-        "from paretomerge.evaluation.tasks import Task\n"
+        "from paretomerge.data.tasks import Task\n"
         "def task():\n    return Task('', 'text-classification', None, None, 'accuracy')\n"
         "def number():\n    return 3\n"
     )

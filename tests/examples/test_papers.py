@@ -14,13 +14,13 @@ import hub_mirror
 from commands import CommandLine, command_line
 from hub_mirror import PAPERS
 from paretomerge import api
-from paretomerge.evaluation.dataspec import read_prompts
+from paretomerge.data.spec import read_prompts
 from paretomerge.evaluation.measure import measure
-from paretomerge.mirror import VARIABLE, mirrored
-from paretomerge.opening import load_front
-from paretomerge.recipe import combined
+from paretomerge.experts.experts import load_experts
+from paretomerge.front.folder import load_front
+from paretomerge.recipes.recipe import combined
 from paretomerge.report.published import _all, figures_of, slug
-from paretomerge.weights.experts import load_experts
+from paretomerge.weights.hub import VARIABLE, mirrored
 
 datasets = pytest.importorskip("datasets")
 

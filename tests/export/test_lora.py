@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.export.lora import write_lora
-from paretomerge.weights.adapter import open_adapter
+from paretomerge.front.adapter_folder import write_lora
 from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.weights.lora_files import open_adapter
 from paretomerge.weights.low_rank import LowRank
 
 MODULES = {

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from paretomerge.errors import UserError
-from paretomerge.fitting.events import events
+from paretomerge.fitting.tensorboard import events
 
 
 def logged(step: int, value: float) -> dict:

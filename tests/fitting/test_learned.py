@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paretomerge.fitting.learned import Learned, Target
+from paretomerge.fitting.parameters import Learned, Target
 from paretomerge.weights.low_rank import LowRank
 
 SHAPES = {

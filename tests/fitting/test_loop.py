@@ -19,9 +19,9 @@ from scipy.optimize import minimize_scalar, nnls
 import quadratics
 from paretomerge import preferences
 from paretomerge.errors import Stopped, UserError
-from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.loop import Part, check_run, fit_, lr_of_step
 from paretomerge.fitting.options import TrainingOptions
+from paretomerge.fitting.parameters import Learned
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from quadratics import Interrupt, problem
 
@@ -626,8 +626,8 @@ def test_two_processes_stop_and_go_on_together(together):
 
 
 def test_alone_no_process_is_waited_for(monkeypatch):
+    from paretomerge.fitting.distributed import joined
     from paretomerge.fitting.loop import world
-    from paretomerge.fitting.processes import joined
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as first:

@@ -15,15 +15,15 @@ import oracles
 from commands import contents
 from paretomerge import api, load_front, preferences
 from paretomerge.api import FitRun
+from paretomerge.data.predict import predict
 from paretomerge.errors import Stopped, UserError
-from paretomerge.evaluation.logits import predict
 from paretomerge.fitting import on_data
-from paretomerge.fitting.learned import Learned
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions
 from paretomerge.fitting.on_data import ADAMERGING, PAPER, adamerging, pareto_merging_on_data
 from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.problem import Problem
-from paretomerge.front import Front
+from paretomerge.fitting.parameters import Learned
+from paretomerge.fitting.task_losses import Problem
+from paretomerge.front.front import Front
 from paretomerge.merges.ties import trimmed_and_elected
 from quadratics import Interrupt
 from states import family, opened

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 import fit_data
 import tiny
 from paretomerge import api
+from paretomerge.data.inputs import TensorInputs, TextInputs
+from paretomerge.data.predict import predict
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.inputs import TensorInputs, TextInputs
-from paretomerge.evaluation.logits import predict
-from paretomerge.evaluation.tasks import Task
-from paretomerge.fitting import problem as module
+from paretomerge.fitting import task_losses as module
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions, marginal_entropy
 from paretomerge.fitting.options import FitRun, TrainingOptions
-from paretomerge.fitting.problem import Problem
+from paretomerge.fitting.task_losses import Problem
 
 KINDS = ("vit", "bert", "gpt2", "clip", "resnet")
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from paretomerge.errors import UserError
-from paretomerge.fitting.searches import SEARCHES
-from paretomerge.front import front_of
-from paretomerge.opening import load_front
+from paretomerge.front.folder import load_front
+from paretomerge.front.front import front_of
 from paretomerge.options import arguments, check_options
+from paretomerge.search.methods import SEARCHES
 from search_data import Known
 from states import family, opened
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paretomerge.evaluation.inputs import TensorInputs
-from paretomerge.fitting import teachers
-from paretomerge.fitting.teachers import Kept, ask, key_of
+from paretomerge.data.inputs import TensorInputs
+from paretomerge.fitting import teacher_cache as teachers
+from paretomerge.fitting.teacher_cache import Kept, ask, key_of
 from paretomerge.fitting.top_k import largest
 
 N = 10

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 import tiny
+from paretomerge.data.inputs import Rows, TensorInputs
+from paretomerge.data.predict import Prompts
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluators import OnTasks, for_search
-from paretomerge.evaluation.inputs import Rows, TensorInputs
-from paretomerge.evaluation.logits import Prompts
 from paretomerge.evaluation.measure import measure
-from paretomerge.evaluation.tasks import Task
-from paretomerge.fitting.tuning import Tuning, tuned, tuning_inputs
+from paretomerge.evaluation.tuning import Tuning, tuned, tuning_inputs
+from paretomerge.experts.experts import load_experts
 from paretomerge.merges.processed import processed
-from paretomerge.search.merged import ingredients_of
-from paretomerge.weights.experts import load_experts
+from paretomerge.models.merged import ingredients_of
 
 
 def inputs(n: int, seed: int = 0, labelled: bool = True) -> TensorInputs:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 import fit_data
 import tiny
 from paretomerge import api, merges
+from paretomerge.data.inputs import Inputs, TextInputs
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.inputs import Inputs, TextInputs
-from paretomerge.evaluation.tasks import Task
-from paretomerge.merges import in_turn
-from paretomerge.weights.architecture import live_names
-from paretomerge.weights.experts import Experts, load_experts
+from paretomerge.experts.architecture import live_names
+from paretomerge.experts.experts import Experts, load_experts
+from paretomerge.merges import calibration as in_turn
 
 fisher_module = sys.modules["paretomerge.merges.fisher"]  # its function has the same name
 KINDS = ("vit", "bert", "gpt2", "llama")

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from paretomerge.errors import UserError
+from paretomerge.evaluation.evaluations import Evaluations
 from paretomerge.evaluation.outcomes import Failed, checked, tried
-from paretomerge.search.evaluations import Evaluations
-from paretomerge.search.objective import Objective
-from paretomerge.search.store import Store
+from paretomerge.evaluation.store import Store
+from paretomerge.results.objective import Objective
 
 A, B = Objective("a", "score", True, 0.0, 1.0), Objective("b", "loss", False, 0.0, None)
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.metrics import generational_distance, inverted_generational_distance, win_rate
+from paretomerge.results.objective import Objective, losses
+from paretomerge.results.quality import generational_distance, inverted_generational_distance, win_rate
 from paretomerge.search.bayesian import bayesian, bin_scores, bins, draw, n_bins, softmax
-from paretomerge.search.counted import Counted
+from paretomerge.search.cached import Counted
 from paretomerge.search.direct import direct_search, moead
-from paretomerge.search.found import spread
-from paretomerge.search.objective import Objective, losses
 from paretomerge.search.plain import partitions, plain, predicted_front
+from paretomerge.search.result import spread
 from paretomerge.search.sampling import box, sample
 from search_data import Known
 

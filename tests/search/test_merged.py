@@ -6,10 +6,10 @@ import torch
 
 import fit_data
 import tiny
+from paretomerge.experts.experts import load_experts
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.merges.processed import processed
-from paretomerge.search.merged import ingredients_of
-from paretomerge.weights.experts import load_experts
+from paretomerge.models.merged import ingredients_of
 from paretomerge.weights.lazy import as_bytes
 from paretomerge.weights.vectors import added
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from paretomerge.results.objective import Objective
 from paretomerge.search.nested import nested
-from paretomerge.search.objective import Objective
 from paretomerge.search.sampling import box
 from search_data import Known
 

@@ -8,8 +8,8 @@ from scipy.optimize import curve_fit
 from scipy.special import expit
 
 from paretomerge.errors import UserError
-from paretomerge.search.links import link_of
-from paretomerge.search.objective import Objective
+from paretomerge.results.objective import Objective
+from paretomerge.search.link_functions import link_of
 from paretomerge.search.sampling import box, sample
 from paretomerge.search.surrogate import features, fit_surrogates
 from search_data import Known, quadratic_values

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paretomerge.experts.experts import load_experts
 from paretomerge.fitting.soup import soup
 from paretomerge.merges import task_arithmetic, ties
 from paretomerge.sets import restored
-from paretomerge.weights.experts import load_experts
 from paretomerge.weights.lazy import Weights
 from states import DTYPES, NAMES, family, opened
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import tiny
-from paretomerge.mirror import VARIABLE
-from paretomerge.weights.alignment import Options
-from paretomerge.weights.experts import inspect_experts
+from paretomerge.experts.alignment import Options
+from paretomerge.experts.experts import inspect_experts
+from paretomerge.weights.hub import VARIABLE
 
 peft = pytest.importorskip("peft")
 

@@ -8,9 +8,9 @@ import tiny
 from commands import contents
 from paretomerge import api, load_front
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import load_experts
 from paretomerge.weights.checkpoint import local
 from paretomerge.weights.companions import copy_companions
-from paretomerge.weights.experts import load_experts
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from paretomerge.weights.experts import load_experts
+from paretomerge.experts.experts import load_experts
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from states import DTYPES, SHAPES, family, opened
 

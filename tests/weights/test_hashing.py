@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 
 from paretomerge import api
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import load_experts
 from paretomerge.weights import hashing
-from paretomerge.weights.experts import load_experts
 from paretomerge.weights.hashing import Running, hashed_as_written, hashed_meanwhile, hashes_of
 from paretomerge.weights.writing import write_shards
 
@@ -148,7 +148,7 @@ def test_the_sources_are_read_once_and_hashed_meanwhile(tmp_path, read_again, mo
     monkeypatch.setattr("paretomerge.weights.lazy.PART", 1 << 12)
     folders = {name: model(tmp_path / name, seed) for seed, name in enumerate(("base", "a", "b"))}
     front = api.fit(load_experts(folders["base"], {task: folders[task] for task in "ab"}), "soup")
-    monkeypatch.setattr("paretomerge.weights.experts.CHUNK", 3000)  # several slices a matrix: a whole one is mapped
+    monkeypatch.setattr("paretomerge.experts.experts.CHUNK", 3000)  # several slices a matrix: a whole one is mapped
     with hashed_meanwhile(front.sources.files):
         write_shards(front.pareto_set.base, tmp_path, hashed=True)
     gaps = sum(os.stat(file).st_size for file in front.sources.files) - 3 * 6 * 4 * (96 + 200) * 64

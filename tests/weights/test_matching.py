@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from paretomerge.errors import UserError
+from paretomerge.experts.alignment import Options
+from paretomerge.experts.architecture import is_head_of, loaded_names
+from paretomerge.experts.experts import inspect_experts, load_experts
+from paretomerge.experts.heads import heads_of
 from paretomerge.merges import average, task_arithmetic
-from paretomerge.weights.alignment import Options
-from paretomerge.weights.architecture import is_head_of, loaded_names
 from paretomerge.weights.checkpoint import SINGLE
-from paretomerge.weights.experts import inspect_experts, load_experts
-from paretomerge.weights.heads import heads_of
 from paretomerge.weights.naming import prefix_between
 
 TEXT = {**tiny.LLAMA, **tiny.ENDS}

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import save_file
 
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import load_experts
 from paretomerge.merges import task_arithmetic
 from paretomerge.weights import checkpoint, lazy
 from paretomerge.weights.checkpoint import open_checkpoint
-from paretomerge.weights.experts import load_experts
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.rows import StoredRows
 from paretomerge.weights.writing import write_safetensors
@@ -106,7 +106,7 @@ def test_a_file_that_becomes_shorter_while_it_streams(tmp_path):
 @pytest.mark.parametrize("part", [1, 24, 1 << 20])
 def test_a_merge_in_pieces_is_the_merge(tmp_path, monkeypatch, part):
     monkeypatch.setattr("paretomerge.merges.streaming.PART", part)
-    monkeypatch.setattr("paretomerge.weights.experts.CHUNK", 20)
+    monkeypatch.setattr("paretomerge.experts.experts.CHUNK", 20)
     paths = {name: tmp_path / f"{name}.safetensors" for name in ("base", "one", "two")}
     base, one, two = (stored(path, torch.float32, seed) for seed, path in enumerate(paths.values()))
     merged = task_arithmetic(load_experts(paths["base"], {"one": paths["one"], "two": paths["two"]}), scale=0.5)

@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 import fit_data
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.weights.experts import Experts, load_experts
-from paretomerge.weights.heads import heads_of
-from paretomerge.weights.shared_models import SharedModels, own_tensors
+from paretomerge.experts.experts import Experts, load_experts
+from paretomerge.experts.heads import heads_of
+from paretomerge.models.shared import SharedModels, own_tensors
 
 CPU = torch.device("cpu")
 KINDS = ("vit", "bert", "gpt2", "llama", "clip", "resnet")

@@ -9,11 +9,11 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 import tiny
+from paretomerge.experts.alignment import Options
+from paretomerge.experts.experts import inspect_experts, load_experts
+from paretomerge.experts.tied import has_output, ties
 from paretomerge.merges import average, task_arithmetic
-from paretomerge.weights.alignment import Options
 from paretomerge.weights.checkpoint import SINGLE
-from paretomerge.weights.experts import inspect_experts, load_experts
-from paretomerge.weights.tied import has_output, ties
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 

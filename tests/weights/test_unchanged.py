@@ -13,11 +13,11 @@ from paretomerge import api, load_front
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import evaluate_by
 from paretomerge.evaluation.evaluators import ByCommand
-from paretomerge.export.huggingface import write_model
-from paretomerge.search.objective import Objective
+from paretomerge.experts.experts import load_experts
+from paretomerge.front.model_folder import write_model
+from paretomerge.results.objective import Objective
 from paretomerge.weights import hashing
 from paretomerge.weights.checkpoint import open_checkpoint
-from paretomerge.weights.experts import load_experts
 from paretomerge.weights.unchanged import reading
 
 
@@ -93,7 +93,7 @@ def test_between_a_fit_and_its_writing(here, how):
 
 @pytest.mark.parametrize("how", HOW)
 def test_while_a_closed_form_reads(here, how, monkeypatch):
-    from paretomerge.weights.experts import Experts
+    from paretomerge.experts.experts import Experts
 
     chunks = Experts.chunks
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from paretomerge.changing import EXPORTS, changing
 from paretomerge.errors import UserError
-from paretomerge.front import Front
+from paretomerge.front.changing import EXPORTS, changing
+from paretomerge.front.front import Front
 from paretomerge.preferences import Preference
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")

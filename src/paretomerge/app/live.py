@@ -11,15 +11,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from paretomerge.data.inputs import ImageInputs, TextInputs
+from paretomerge.data.labels import head_classes
+from paretomerge.data.predict import Prompts, on_model, predict
 from paretomerge.errors import UserError
-from paretomerge.evaluation.inputs import ImageInputs, TextInputs
-from paretomerge.evaluation.labels import head_classes
-from paretomerge.evaluation.logits import Prompts, on_model, predict
-from paretomerge.front import Front
+from paretomerge.experts.config import architecture, count
+from paretomerge.experts.pretrained import load_beside
+from paretomerge.front.front import Front
+from paretomerge.models.build import device_of
 from paretomerge.preferences import Preference
-from paretomerge.weights.configuration import architecture, count
-from paretomerge.weights.live import device_of
-from paretomerge.weights.pretrained import load_beside
 
 Kind = Literal["image", "text", "prompt", "image and classes"]
 

@@ -15,11 +15,11 @@ from paretomerge.app.live import Live
 from paretomerge.app.simplex import at_place, moved
 from paretomerge.app.view import ALL, CHECKPOINT, KNEE, LORA, TWO, UNCHOSEN, WHOLE, Fields, Shown, View, head_of, preference_of
 from paretomerge.errors import UserError
+from paretomerge.experts.heads import NO_HEAD
+from paretomerge.io.strict_json import compact_json
 from paretomerge.preferences import Preference, priority_in_words
 from paretomerge.report.figures import Figure
 from paretomerge.report.tables import title
-from paretomerge.strict_json import compact_json
-from paretomerge.weights.heads import NO_HEAD
 
 # One request and its answer for what is light; the queue with its stream of events is for the model. A slider's moves while an
 # answer is under way come to one more request, with the last value.

@@ -8,10 +8,10 @@ from html import escape as multiline
 
 from paretomerge.app.live import Answer
 from paretomerge.app.simplex import CORNERS, percentages, place
-from paretomerge.evaluation.estimate import Reading
-from paretomerge.front import Front
-from paretomerge.plain_text import html as escape
+from paretomerge.front.front import Front
+from paretomerge.io.plain_text import html as escape
 from paretomerge.report.tables import Measured, Metric, short, title
+from paretomerge.results.estimate import Reading
 
 Values = Mapping[str, Reading]
 

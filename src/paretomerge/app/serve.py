@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from paretomerge.app.guard import LARGEST_FILE, Guard
 from paretomerge.errors import UserError
-from paretomerge.front import Front
-from paretomerge.signals import handled
+from paretomerge.front.front import Front
+from paretomerge.io.signals import handled
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

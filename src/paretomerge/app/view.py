@@ -10,13 +10,13 @@ from paretomerge.app import panels
 from paretomerge.app.exports import free_name
 from paretomerge.app.simplex import moved, percentages
 from paretomerge.errors import UserError
-from paretomerge.evaluation.queries import best_with
-from paretomerge.evaluation.queries import knee as knee_of
-from paretomerge.evaluation.results import Row
-from paretomerge.front import Front
+from paretomerge.front.front import Front
 from paretomerge.preferences import Preference
 from paretomerge.report.figures import Figure, pair, parallel
 from paretomerge.report.tables import Measured, measured, short
+from paretomerge.results.queries import best_with
+from paretomerge.results.queries import knee as knee_of
+from paretomerge.results.rows import Row
 
 TWO, ALL = "two tasks", "all tasks"
 WHOLE = "none: the base’s own class"

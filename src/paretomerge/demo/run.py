@@ -20,15 +20,15 @@ from PIL import Image
 from torch import nn
 
 from paretomerge import api, preferences
+from paretomerge.data.tasks import DataSpec, Task
 from paretomerge.evaluation.evaluate import evaluate, standard_preferences
 from paretomerge.evaluation.evaluate import measure as measure_metric
 from paretomerge.evaluation.experts import EXPERT, PRETRAINED
-from paretomerge.evaluation.results import Row, value
-from paretomerge.evaluation.tasks import DataSpec, Task
-from paretomerge.front import Front, front_of
+from paretomerge.experts.experts import Experts, load_experts
+from paretomerge.front.front import Front, front_of
 from paretomerge.report.plots import Point, front_figure
+from paretomerge.results.rows import Row, value
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.experts import Experts, load_experts
 from paretomerge.weights.writing import whole_folder, write_marker
 
 MEASURED = 500

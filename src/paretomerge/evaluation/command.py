@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
-from paretomerge.evaluation.guard import guarded
+from paretomerge.evaluation.command_guard import guarded
 from paretomerge.evaluation.outcomes import Failed
-from paretomerge.leftovers import folder_for as folder_for
-from paretomerge.leftovers import left_behind as left_behind
-from paretomerge.leftovers import remove_folder as remove_folder
-from paretomerge.signals import handled
+from paretomerge.io.leftovers import folder_for as folder_for
+from paretomerge.io.leftovers import left_behind as left_behind
+from paretomerge.io.leftovers import remove_folder as remove_folder
+from paretomerge.io.signals import handled
 
 _KEPT = 1 << 22
 """Of what a command prints, the last bytes that are looked at."""

@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 from paretomerge import preferences as simplex
+from paretomerge.data.inputs import Inputs
+from paretomerge.data.predict import Prompts
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.directions import row_of
 from paretomerge.evaluation.evaluators import OnTasks
 from paretomerge.evaluation.front_models import FrontModels
-from paretomerge.evaluation.inputs import Inputs
-from paretomerge.evaluation.logits import Prompts
 from paretomerge.evaluation.measure import batches, measure
-from paretomerge.evaluation.parallel import pool_of
-from paretomerge.evaluation.queries import best_with, knee, record
-from paretomerge.evaluation.results import Row
-from paretomerge.evaluation.tasks import Task
-from paretomerge.evaluation.work import Evaluator, Work
+from paretomerge.evaluation.protocols import Evaluator, Work
+from paretomerge.evaluation.workers import pool_of
 from paretomerge.fitting.objectives import Predictions, entropy
-from paretomerge.front import Front
-from paretomerge.weights.live import device_of
+from paretomerge.front.front import Front
+from paretomerge.models.build import device_of
+from paretomerge.results.metrics import row_of
+from paretomerge.results.queries import best_with, knee, record
+from paretomerge.results.rows import Row
 from paretomerge.weights.unchanged import reading, touched
 
 __all__ = [

@@ -17,19 +17,19 @@ from typing import Any, Literal
 
 import torch
 
+from paretomerge.data.inputs import Inputs
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.evaluation import command as shell
-from paretomerge.evaluation.directions import METRICS
-from paretomerge.evaluation.inputs import Inputs
 from paretomerge.evaluation.measure import measure
 from paretomerge.evaluation.outcomes import checked
 from paretomerge.evaluation.placeholders import VARIABLES, with_references
-from paretomerge.evaluation.tasks import Task
-from paretomerge.evaluation.work import Measure, Models
-from paretomerge.fitting.tuning import Tuning, tuned, tuning_inputs
-from paretomerge.search.objective import Objective
+from paretomerge.evaluation.protocols import Measure, Models
+from paretomerge.evaluation.tuning import Tuning, tuned, tuning_inputs
+from paretomerge.models.build import device_of
+from paretomerge.results.metrics import METRICS
+from paretomerge.results.objective import Objective
 from paretomerge.weights.lazy import as_bytes
-from paretomerge.weights.live import device_of
 from paretomerge.weights.writing import SHARD_BYTES
 
 _LARGEST_SCRIPT = 10**7
@@ -254,7 +254,7 @@ def _is_script(path: Path) -> bool:
 
 def _write(models: Models, c: Sequence[float], folder: Path, dtype: torch.dtype | None) -> None:
     """θ(c) as a model's folder; where tasks have heads of their own, as one folder a task inside of it."""
-    from paretomerge.export.huggingface import write_model
+    from paretomerge.front.model_folder import write_model
 
     weights = models.at(c, dtype)
     whole: dict[str, tuple[Any, Mapping[str, Any]]] = {"": (weights, models.config)}

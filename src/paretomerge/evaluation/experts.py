@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.directions import METRICS, row_of
 from paretomerge.evaluation.measure import measure
-from paretomerge.evaluation.results import Row
-from paretomerge.evaluation.tasks import Task
-from paretomerge.front import Front
-from paretomerge.search.objective import Objective
-from paretomerge.weights.experts import load_experts
-from paretomerge.weights.heads import heads_of
-from paretomerge.weights.live import device_of
-from paretomerge.weights.shared_models import SharedModels, own_tensors
+from paretomerge.experts.experts import load_experts
+from paretomerge.experts.heads import heads_of
+from paretomerge.front.front import Front
+from paretomerge.models.build import device_of
+from paretomerge.models.shared import SharedModels, own_tensors
+from paretomerge.results.metrics import METRICS, row_of
+from paretomerge.results.objective import Objective
+from paretomerge.results.rows import Row
 from paretomerge.weights.unchanged import reading
 
 EXPERT, PRETRAINED = "expert", "pretrained"

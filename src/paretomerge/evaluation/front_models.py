@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from paretomerge.search.merged import packed_heads, shared_models, unpacked_heads
+from paretomerge.experts.architecture import live_names
+from paretomerge.experts.heads import Head
+from paretomerge.models.merged import packed_heads, shared_models, unpacked_heads
 from paretomerge.sets import restored
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.architecture import live_names
 from paretomerge.weights.finite import check_finite
-from paretomerge.weights.heads import Head
 from paretomerge.weights.lazy import Weights
 
 

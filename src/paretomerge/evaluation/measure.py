@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from paretomerge.data.inputs import Inputs
+from paretomerge.data.predict import predict
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.inputs import Inputs
-from paretomerge.evaluation.logits import predict
-from paretomerge.evaluation.tasks import Task
 
 
 @torch.inference_mode()

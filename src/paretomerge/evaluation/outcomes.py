@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.work import Measure, Point
-from paretomerge.search.objective import Objective
+from paretomerge.evaluation.protocols import Measure, Point
+from paretomerge.results.objective import Objective
 
 _TRIES = 2
 _LONGEST = 400

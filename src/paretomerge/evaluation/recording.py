@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from paretomerge.changing import changing
 from paretomerge.errors import UserError
-from paretomerge.evaluation.queries import record
-from paretomerge.evaluation.results import Row
-from paretomerge.front import FACTS, Front
-from paretomerge.leftovers import temporary
+from paretomerge.front.changing import changing
+from paretomerge.front.front import FACTS, Front
+from paretomerge.io.leftovers import temporary
+from paretomerge.results.queries import record
+from paretomerge.results.rows import Row
 
 _ROW = 400
 """Bytes of a row in ``pareto_set.json``, about, and of its part of the card."""

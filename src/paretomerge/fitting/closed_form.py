@@ -17,11 +17,11 @@ from torch import Tensor
 from paretomerge import preferences
 from paretomerge.decompositions import eigh, of_tensor, qr
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import Experts
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.sets.factors import Factors, folded
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.sets.targets import choose_targets
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights, matrix_shape
 from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.writing import one_thread_each

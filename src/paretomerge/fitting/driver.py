@@ -15,13 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from paretomerge.evaluation.tasks import Task
+from paretomerge.data.tasks import Task
+from paretomerge.experts.experts import Experts
 from paretomerge.fitting.fittable import Fittable
 from paretomerge.fitting.loop import check_run, fit_
 from paretomerge.fitting.options import FitRun, TrainingOptions
-from paretomerge.fitting.problem import Problem, sources_of
+from paretomerge.fitting.task_losses import Problem, sources_of
 from paretomerge.options import settings_of
-from paretomerge.weights.experts import Experts
 
 
 class Fit:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from paretomerge.fitting.distributed import summed
 from paretomerge.fitting.fittable import Fittable
-from paretomerge.fitting.processes import summed
 from paretomerge.fitting.scalarization import Relative, Scalarization
 
 _RANGE = 20.0

@@ -27,14 +27,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from paretomerge.errors import Stopped, UserError
+from paretomerge.fitting.distributed import summed, world
 from paretomerge.fitting.fittable import Fittable
 from paretomerge.fitting.gradients import Part, by_one_gradient, by_small_gradients
 from paretomerge.fitting.options import Report, TrainingOptions
-from paretomerge.fitting.processes import summed, world
 from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
 from paretomerge.fitting.scalarization import relative_weight, scalarization
-from paretomerge.signals import handled
-from paretomerge.strict_json import as_json
+from paretomerge.io.signals import handled
+from paretomerge.io.strict_json import as_json
 from paretomerge.weights.checkpoint import read_json
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.writing import write_json, write_safetensors

@@ -9,16 +9,17 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.tasks import Task
+from paretomerge.experts.experts import Experts
 from paretomerge.fitting.driver import Fit
-from paretomerge.fitting.learned import Learned
+from paretomerge.fitting.initialization import low_rank_targets, start_low_rank_
 from paretomerge.fitting.options import FitRun, TrainingOptions
+from paretomerge.fitting.parameters import Learned
+from paretomerge.fitting.pwe_moe import PAPER as PWE_PAPER
+from paretomerge.fitting.pwe_moe import pwe_moe
 from paretomerge.fitting.react import react
-from paretomerge.fitting.routed import PAPER as PWE_PAPER
-from paretomerge.fitting.routed import pwe_moe
 from paretomerge.fitting.sampling import say_coverage
-from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.fitting.steered import steered
 from paretomerge.fitting.training import training
 from paretomerge.merges.linear import sum_of_adapters
@@ -27,7 +28,6 @@ from paretomerge.merges.ties import trimmed_and_elected
 from paretomerge.options import Without, settings_of
 from paretomerge.sets.factors import folded
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.vectors import added

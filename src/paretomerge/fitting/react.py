@@ -19,20 +19,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from paretomerge.data.tasks import Task
 from paretomerge.decompositions import solve_from_right, svd
 from paretomerge.errors import UserError
-from paretomerge.evaluation.tasks import Task
+from paretomerge.experts.architecture import live_names
+from paretomerge.experts.experts import Experts
+from paretomerge.experts.heads import Head, heads_of
 from paretomerge.fitting.features import FeaturePoint, feature_point
 from paretomerge.fitting.sampling import seed_of
 from paretomerge.merges.linear import task_arithmetic
+from paretomerge.models.build import device_of
+from paretomerge.models.shared import SharedModels, own_tensors
 from paretomerge.sets.corrected import Corrected, Side
 from paretomerge.sets.pareto_set import ParetoSet, Preference
-from paretomerge.weights.architecture import live_names
-from paretomerge.weights.experts import Experts
-from paretomerge.weights.heads import Head, heads_of
 from paretomerge.weights.lazy import Weights
-from paretomerge.weights.live import device_of
-from paretomerge.weights.shared_models import SharedModels, own_tensors
 
 _ROWS = 4096
 """Features are kept until there are so many; then their products are added up."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from paretomerge.experts.experts import Experts
 from paretomerge.fitting.closed_form import thin
 from paretomerge.merges.linear import task_arithmetic
 from paretomerge.sets.coefficients import Coefficients
@@ -11,7 +12,6 @@ from paretomerge.sets.factors import Factors
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.sets.task_vectors import TaskVectors
 from paretomerge.weights.adapted import Adapted
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import TensorInfo, Weights
 
 

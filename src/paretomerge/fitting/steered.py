@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from paretomerge import preferences
+from paretomerge.data.tasks import Task
 from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
-from paretomerge.evaluation.tasks import Task
+from paretomerge.experts.experts import Experts
 from paretomerge.fitting.driver import Fit
-from paretomerge.fitting.learned import Learned
+from paretomerge.fitting.initialization import low_rank_targets, start_low_rank_
 from paretomerge.fitting.options import FitRun, TrainingOptions
+from paretomerge.fitting.parameters import Learned
 from paretomerge.fitting.sampling import say_coverage, seed_of
-from paretomerge.fitting.start import low_rank_targets, start_low_rank_
 from paretomerge.merges.linear import sum_of_adapters
 from paretomerge.merges.streaming import completed
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.vectors import Vectors

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from paretomerge import preferences
+from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.tasks import Task
+from paretomerge.experts.experts import Experts
 from paretomerge.fitting.driver import Fit
 from paretomerge.fitting.options import FitRun, TrainingOptions
 from paretomerge.merges.streaming import completed
 from paretomerge.options import Without
 from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.experts import Experts
 
 
 class Dense:

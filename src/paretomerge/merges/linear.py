@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import Experts
 from paretomerge.merges.streaming import PerTask, by_rows, per_task
 from paretomerge.weights.adapted import Adapted
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.low_rank import LowRank, side_by_side
 from paretomerge.weights.vectors import weighted_sum

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import Experts
 from paretomerge.merges.random_drop import dropout
 from paretomerge.merges.spectral import orthogonal_triplets
 from paretomerge.merges.threshold import Threshold, magnitude_thresholds
 from paretomerge.merges.ties import trimmer
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
 from paretomerge.weights.roles import is_matrix
 from paretomerge.weights.vectors import add_, weighted_sum

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import Experts
 from paretomerge.merges.consensus import elect_and_merge
 from paretomerge.merges.streaming import PerTask, Rule, by_rows, per_task
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.vectors import weighted_sum
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paretomerge.data.tasks import Task
 from paretomerge.decompositions import cholesky, of_tensor
 from paretomerge.errors import UserError
-from paretomerge.evaluation.tasks import Task
-from paretomerge.merges.in_turn import Room, Turn, in_turn, moved, not_finite
+from paretomerge.experts.experts import Experts
+from paretomerge.merges.calibration import Room, Turn, in_turn, moved, not_finite
 from paretomerge.merges.linear import average
 from paretomerge.merges.streaming import PerTask, per_task
-from paretomerge.weights.experts import Experts
+from paretomerge.models.build import device_of
 from paretomerge.weights.lazy import Weights
-from paretomerge.weights.live import device_of
 
 _WORST = 1e-13
 """Smallest reciprocal condition, as Cholesky's diagonal tells it, that is solved without a ridge."""

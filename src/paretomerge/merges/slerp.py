@@ -7,8 +7,8 @@ import math
 import torch
 
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import Experts
 from paretomerge.merges.streaming import Rule, by_rows
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
 _PARALLEL = 0.9995

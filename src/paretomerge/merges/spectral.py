@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from paretomerge.decompositions import svd
+from paretomerge.experts.experts import Experts
 from paretomerge.merges.streaming import by_tensor
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.roles import is_matrix
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paretomerge.decompositions import of_tensor
 from paretomerge.errors import UserError
-from paretomerge.weights.experts import Experts
+from paretomerge.experts.experts import Experts
 from paretomerge.weights.lazy import PART, Weights, matrix_shape
 
 Rule = Callable[[Tensor, Tensor], Tensor]

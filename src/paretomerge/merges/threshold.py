@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paretomerge.weights.experts import Experts
+from paretomerge.experts.experts import Experts
 from paretomerge.weights.lazy import matrix_shape
 
 _GATHER = 1 << 18

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
+from paretomerge.experts.experts import Experts
 from paretomerge.merges.consensus import elect_and_merge
 from paretomerge.merges.streaming import PerTask, Rule, by_rows, per_task
 from paretomerge.merges.threshold import Threshold, magnitude_thresholds
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights
 
 

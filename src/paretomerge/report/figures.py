@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from paretomerge.evaluation.estimate import Reading
-from paretomerge.plain_text import printable
+from paretomerge.io.plain_text import printable
 from paretomerge.report.style import BASE, CONFIG, CURRENT, EXPERT, GRID, INK, OTHER, PALE, POINT, axis, layout, style
 from paretomerge.report.tables import Measured, Point, short
+from paretomerge.results.estimate import Reading
 
 Figure = dict[str, Any]
 Values = Mapping[str, Reading]

@@ -10,16 +10,16 @@ from typing import Any
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
-from paretomerge.evaluation.queries import knee
-from paretomerge.front import FACTS, Front
-from paretomerge.plain_text import html as escape
-from paretomerge.provenance import versions
+from paretomerge.front.front import FACTS, Front
+from paretomerge.front.provenance import versions
+from paretomerge.io.plain_text import html as escape
+from paretomerge.io.strict_json import compact_json
 from paretomerge.report import figures, published
 from paretomerge.report.layers import Changes, changes
 from paretomerge.report.routing import routers_of, routing
 from paretomerge.report.run_log import RunLog, read_run
 from paretomerge.report.tables import Measured, Point, Volume, hypervolume, measured, short, title
-from paretomerge.strict_json import compact_json
+from paretomerge.results.queries import knee
 from paretomerge.weights.checkpoint import read_json
 
 _MATRIX = 8

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paretomerge.errors import UserError
-from paretomerge.plain_text import line
+from paretomerge.io.plain_text import line
 from paretomerge.report.style import BASE, EXPERT, GRID, INK, OTHER, PALE, POINT, style
 from paretomerge.report.tables import Measured, Point, short
 

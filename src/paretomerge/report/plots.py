@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretomerge.errors import UserError
-from paretomerge.plain_text import printable
+from paretomerge.io.plain_text import printable
 
 if TYPE_CHECKING:
     from paretomerge.report.routing import Routing

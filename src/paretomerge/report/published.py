@@ -194,7 +194,7 @@ def _by_metric(title: str, found: list[Figure], known: Measured, pareto_set: Any
 
 
 def _weighted_sum(known: Measured, _: Any) -> str:
-    from paretomerge.evaluation.metrics import preference_weighted_sum  # moocore is slow to import
+    from paretomerge.results.quality import preference_weighted_sum  # moocore is slow to import
 
     points = known.complete
     if not points or known.shown != known.tasks or not all(metric.percent for metric in known.metrics.values()):

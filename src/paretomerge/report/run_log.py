@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paretomerge.strict_json import parsed_json
+from paretomerge.io.strict_json import parsed_json
 
 _POINTS = 400
 """Of a curve: more than a screen shows."""

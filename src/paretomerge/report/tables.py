@@ -13,16 +13,16 @@ import numpy as np
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
-from paretomerge.evaluation.between import SAME, between
-from paretomerge.evaluation.directions import larger_is_better
-from paretomerge.evaluation.estimate import Estimator, Reading
 from paretomerge.evaluation.experts import EXPERT, PRETRAINED
-from paretomerge.evaluation.results import Row
-from paretomerge.export.card import metrics_table
-from paretomerge.plain_text import line
+from paretomerge.front.card import metrics_table
+from paretomerge.io.plain_text import line
+from paretomerge.results.estimate import Estimator, Reading
+from paretomerge.results.interpolation import SAME, between
+from paretomerge.results.metrics import larger_is_better
+from paretomerge.results.rows import Row
 
 if TYPE_CHECKING:
-    from paretomerge.front import Front
+    from paretomerge.front.front import Front
 
 
 class Metric(NamedTuple):
@@ -217,7 +217,9 @@ def hypervolume(of: Measured, points: Sequence[Point], reference: Mapping[str, f
         reference: task -> value; default: 0 for accuracies; for others the worst value that is measured at a point, an
             expert or another model.
     """
-    from paretomerge.evaluation import metrics  # moocore is slow to import, and most commands that make tables need none
+    from paretomerge.results import (
+        quality as metrics,  # moocore is slow to import, and most commands that make tables need none
+    )
 
     if not points:
         return None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from paretomerge.search.counted import Counted, whole
-from paretomerge.search.found import Found
-from paretomerge.search.objective import CoefficientsEvaluator, Matrix
+from paretomerge.results.objective import CoefficientsEvaluator, Matrix
+from paretomerge.search.cached import Counted, whole
 from paretomerge.search.plain import amortised
+from paretomerge.search.result import Found
 from paretomerge.search.sampling import Box
 from paretomerge.search.surrogate import Loss, fit_surrogates
 

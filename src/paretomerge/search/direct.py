@@ -6,10 +6,10 @@ import warnings
 
 import numpy as np
 
-from paretomerge.search.counted import Counted, whole
-from paretomerge.search.found import Found, degenerate, non_dominated
-from paretomerge.search.objective import CoefficientsEvaluator, losses
+from paretomerge.results.objective import CoefficientsEvaluator, losses
+from paretomerge.search.cached import Counted, whole
 from paretomerge.search.plain import partitions, problem_of
+from paretomerge.search.result import Found, degenerate, non_dominated
 from paretomerge.search.sampling import Box, Sampling, sample
 
 _DIRECT = {1: 50, 2: 200, 3: 300, 4: 300, 5: 500, 6: 500}

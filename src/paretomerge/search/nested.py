@@ -8,10 +8,10 @@ from itertools import combinations
 
 import numpy as np
 
-from paretomerge.search.counted import Counted
-from paretomerge.search.found import Found
-from paretomerge.search.objective import CoefficientsEvaluator, Matrix, Objective
+from paretomerge.results.objective import CoefficientsEvaluator, Matrix, Objective
+from paretomerge.search.cached import Counted
 from paretomerge.search.plain import bounded, predicted_front
+from paretomerge.search.result import Found
 from paretomerge.search.sampling import Box, Sampling, box, sample
 from paretomerge.search.surrogate import Fit, Loss, fit_surrogates
 from paretomerge.sets.choice import Choice, choose

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from paretomerge.search.counted import Counted
-from paretomerge.search.found import Found, degenerate, non_dominated, spread
-from paretomerge.search.objective import CoefficientsEvaluator, Matrix, Objective, losses
+from paretomerge.results.objective import CoefficientsEvaluator, Matrix, Objective, losses
+from paretomerge.search.cached import Counted
+from paretomerge.search.result import Found, degenerate, non_dominated, spread
 from paretomerge.search.sampling import Box, Sampling, budget, sample
 from paretomerge.search.surrogate import Loss, fit_surrogates
 

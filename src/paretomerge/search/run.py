@@ -12,21 +12,21 @@ from typing import Any
 import numpy as np
 
 from paretomerge.errors import Stopped, UserError
-from paretomerge.evaluation.directions import row_of
 from paretomerge.evaluation.evaluate import sampled, standard_preferences
-from paretomerge.evaluation.parallel import pool_of
-from paretomerge.evaluation.results import Row
-from paretomerge.evaluation.work import Evaluator, Work
+from paretomerge.evaluation.evaluations import Evaluations
+from paretomerge.evaluation.protocols import Evaluator, Work
+from paretomerge.evaluation.store import FILE, Store
+from paretomerge.evaluation.workers import pool_of
+from paretomerge.experts.experts import Experts
 from paretomerge.fitting.options import FitRun
-from paretomerge.leftovers import left_behind
-from paretomerge.provenance import sources_of
-from paretomerge.search.evaluations import Evaluations
-from paretomerge.search.merged import ingredients_of
-from paretomerge.search.objective import Objective
-from paretomerge.search.store import FILE, Store
+from paretomerge.front.provenance import sources_of
+from paretomerge.io.leftovers import left_behind
+from paretomerge.io.signals import Ended, ended_by_signals
+from paretomerge.models.merged import ingredients_of
+from paretomerge.results.metrics import row_of
+from paretomerge.results.objective import Objective
+from paretomerge.results.rows import Row
 from paretomerge.sets.searched import Searched
-from paretomerge.signals import Ended, ended_by_signals
-from paretomerge.weights.experts import Experts
 from paretomerge.weights.lazy import Weights, as_bytes
 
 _TRIED = 200

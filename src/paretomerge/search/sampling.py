@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from paretomerge.errors import UserError
-from paretomerge.search.objective import Matrix
+from paretomerge.results.objective import Matrix
 
 Sampling = Literal["sobol", "uniform", "grid"]
 Bounds = Sequence[float] | Sequence[Sequence[float]]

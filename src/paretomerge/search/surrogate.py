@@ -11,8 +11,8 @@ import numpy as np
 
 from paretomerge import decompositions
 from paretomerge.errors import UserError
-from paretomerge.search.links import Link, link_of
-from paretomerge.search.objective import Matrix, Objective
+from paretomerge.results.objective import Matrix, Objective
+from paretomerge.search.link_functions import Link, link_of
 
 Loss = Literal["linear", "soft_l1", "huber", "cauchy"]
 

@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paretomerge.errors import UserError
-from paretomerge.mirror import mirrored
-from paretomerge.strict_json import untagged
+from paretomerge.io.strict_json import untagged
 from paretomerge.weights.companions import FETCHED, NOT_FETCHED
+from paretomerge.weights.hub import mirrored
 from paretomerge.weights.lazy import PART, Rows, TensorInfo, Weights, matrix_shape
 from paretomerge.weights.quantised import refuse_quantised
 from paretomerge.weights.rows import StoredRows, shorter

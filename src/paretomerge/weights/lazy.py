@@ -99,7 +99,7 @@ class Weights(Mapping[str, Tensor]):
         Raises:
             UserError: no configuration, no head chosen, a folder that exists.
         """
-        from paretomerge.export.saving import save_weights
+        from paretomerge.front.saving import save_weights
 
         save_weights(
             self, folder, head=head, lora=lora, config=config, companions=companions, shard_bytes=shard_bytes,

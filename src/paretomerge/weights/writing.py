@@ -17,9 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from paretomerge.errors import UserError
-from paretomerge.leftovers import is_leftover, set_aside, sweep, temporary
-from paretomerge.locking import locked
-from paretomerge.strict_json import as_json
+from paretomerge.io.leftovers import is_leftover, set_aside, sweep, temporary
+from paretomerge.io.locking import locked
+from paretomerge.io.strict_json import as_json
 from paretomerge.weights.checkpoint import DTYPES, INDEX, SINGLE
 from paretomerge.weights.finite import finite
 from paretomerge.weights.hashing import Running, hashed_as_written
