@@ -48,10 +48,10 @@ def measured(preset: str, options: dict[str, Any], seed: int) -> dict[str, float
     import torch
 
     from paretomerge import api
-    from paretomerge.data.predict import predict
     from paretomerge.demo import run as demo
     from paretomerge.evaluation.evaluate import measure
     from paretomerge.fitting.objectives import marginal_entropy, shannon
+    from paretomerge.models.predict import predict
 
     shipped = demo.load()
     visits: list[int] = []

@@ -14,11 +14,10 @@ from statistics import fmean
 import matplotlib
 
 from paretomerge.demo.run import ADA, NAMES, PM_ALL, PM_ATTENTION, PM_FITTED, SOUPS, TA, between, draw
-from paretomerge.evaluation.experts import EXPERT, PRETRAINED
 from paretomerge.preferences import parse
 from paretomerge.report.style import BASE, CURRENT, GRID, INK, OTHER, PALE, POINT
 from paretomerge.report.style import EXPERT as GREEN
-from paretomerge.results.rows import value
+from paretomerge.results.rows import EXPERT, PRETRAINED, value
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

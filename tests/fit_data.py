@@ -7,7 +7,7 @@ import transformers as hf
 
 import tiny
 from paretomerge.data.inputs import Inputs, TensorInputs, TextInputs
-from paretomerge.data.predict import Prompts
+from paretomerge.data.prompts import Prompts
 from paretomerge.data.tasks import Task
 from paretomerge.experts.experts import Experts, load_experts
 

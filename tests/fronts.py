@@ -12,7 +12,7 @@ from paretomerge.evaluation.evaluate import standard_preferences
 from paretomerge.experts.experts import load_experts
 from paretomerge.front.folder import load_front
 from paretomerge.front.front import Front
-from paretomerge.results.queries import record
+from paretomerge.front.record import record
 from paretomerge.results.rows import Row
 
 

@@ -10,7 +10,7 @@ from paretomerge.app.live import Answer
 from paretomerge.app.view import ALL, KNEE, Fields, View
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.report.tables import measured
+from paretomerge.results.measured import measured
 
 TASKS = ("math", "code", "law")
 

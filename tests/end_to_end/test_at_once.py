@@ -18,10 +18,10 @@ from commands import PROGRAM, contents
 from paretomerge import load_front
 from paretomerge.errors import UserError
 from paretomerge.evaluation import recording
+from paretomerge.front.record import record
 from paretomerge.front.verify import relocate
 from paretomerge.io.leftovers import temporary
 from paretomerge.io.locking import locked, run_folder
-from paretomerge.results.queries import record
 
 PRINT = """echo '{"a": 0.5, "b": 0.25}'"""
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 import tiny
 from commands import HEADS, apart, contents, program
 from paretomerge import fit, load_experts, load_front, merge
+from paretomerge.front.record import record
 from paretomerge.merges import MERGES
 from paretomerge.recipes.recipe import combined
-from paretomerge.results.queries import record
 from paretomerge.weights.checkpoint import INDEX, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mergekit"

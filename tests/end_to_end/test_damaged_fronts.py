@@ -20,8 +20,9 @@ from paretomerge.app.view import ALL, TWO, View
 from paretomerge.errors import UserError
 from paretomerge.front.card import model_card
 from paretomerge.front.front import FACTS, TENSORS, front_of
+from paretomerge.front.record import record
 from paretomerge.io.strict_json import compact_json
-from paretomerge.results.queries import knee, record
+from paretomerge.results.queries import knee
 from paretomerge.search.methods import SEARCHES
 from search_data import Known
 

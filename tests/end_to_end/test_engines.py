@@ -47,7 +47,7 @@ def test_engines_read_the_model_and_nothing_else(cli, zoo, job):
 
 def test_a_front_without_an_index_opens_and_gets_one(cli, zoo):
     """As they were written before; whoever changes the folder adds it."""
-    from paretomerge.results.queries import record
+    from paretomerge.front.record import record
 
     cli("fit", *zoo.flags("llama"), "--option", "rank=2", "-o", "front")
     facts = json.loads(Path("front/pareto_set.json").read_text())

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 import fronts
 from paretomerge import api, load_front
 from paretomerge.evaluation.evaluate import measure
-from paretomerge.report.tables import measured
+from paretomerge.results.measured import measured
 from paretomerge.results.rows import value
 
 

@@ -21,8 +21,9 @@ from paretomerge.evaluation.evaluate import evaluate, measure, sampled, select_u
 from paretomerge.experts.experts import load_experts
 from paretomerge.front.folder import load_front
 from paretomerge.front.front import Front
+from paretomerge.front.record import record
 from paretomerge.models import shared as shared_models
-from paretomerge.results.queries import best_with, knee, record
+from paretomerge.results.queries import best_with, knee
 from paretomerge.results.rows import Row
 from task_data import REVIEWS, companions, config, paint, write_csv
 

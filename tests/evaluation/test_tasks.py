@@ -14,10 +14,10 @@ from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, ViTImagePr
 
 from paretomerge.data.inputs import ImageInputs, Inputs, TensorInputs, TextInputs
 from paretomerge.data.labels import class_numbers
-from paretomerge.data.predict import predict
 from paretomerge.data.tasks import DataSpec, Task, load_task, zero_shot_head
 from paretomerge.demo import run as demo
 from paretomerge.errors import UserError
+from paretomerge.models.predict import predict
 from paretomerge.weights.checkpoint import read_json
 from task_data import COLOURS, NAMES, REVIEWS, WORDS, companions, config, paint, write_csv
 from tiny import model, save

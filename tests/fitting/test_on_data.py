@@ -15,7 +15,6 @@ import oracles
 from commands import contents
 from paretomerge import api, load_front, preferences
 from paretomerge.api import FitRun
-from paretomerge.data.predict import predict
 from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting import on_data
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions
@@ -25,6 +24,7 @@ from paretomerge.fitting.parameters import Learned
 from paretomerge.fitting.task_losses import Problem
 from paretomerge.front.front import Front
 from paretomerge.merges.ties import trimmed_and_elected
+from paretomerge.models.predict import predict
 from quadratics import Interrupt
 from states import family, opened
 

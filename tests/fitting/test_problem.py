@@ -12,13 +12,13 @@ import fit_data
 import tiny
 from paretomerge import api
 from paretomerge.data.inputs import TensorInputs, TextInputs
-from paretomerge.data.predict import predict
 from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.fitting import task_losses as module
 from paretomerge.fitting.objectives import OBJECTIVES, Predictions, marginal_entropy
 from paretomerge.fitting.options import FitRun, TrainingOptions
 from paretomerge.fitting.task_losses import Problem
+from paretomerge.models.predict import predict
 
 KINDS = ("vit", "bert", "gpt2", "clip", "resnet")
 

@@ -11,11 +11,11 @@ import fit_data
 from commands import contents
 from paretomerge import api, load_front
 from paretomerge.api import FitRun
-from paretomerge.data.predict import predict
 from paretomerge.errors import UserError
 from paretomerge.fitting.epo import non_uniformity
 from paretomerge.fitting.training import Dense
 from paretomerge.front.front import Front
+from paretomerge.models.predict import predict
 
 SHORT = {"steps": 5, "batch_size": 8}
 

@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from paretomerge.data.inputs import Rows, TensorInputs
-from paretomerge.data.predict import Prompts
+from paretomerge.data.prompts import Prompts
 from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluators import OnTasks, for_search

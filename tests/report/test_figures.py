@@ -10,7 +10,7 @@ import fronts
 from paretomerge.evaluation.evaluate import standard_preferences
 from paretomerge.report import figures
 from paretomerge.report.style import STYLES
-from paretomerge.report.tables import measured
+from paretomerge.results.measured import measured
 
 
 def known(n: int, metric: str = "accuracy", prefix: str = "task"):

@@ -8,7 +8,7 @@ from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluate import standard_preferences
 from paretomerge.report.page import gather, html
 from paretomerge.report.published import beside, figures_of, slug
-from paretomerge.report.tables import measured
+from paretomerge.results.measured import measured
 
 EIGHT = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 

@@ -8,7 +8,8 @@ import pytest
 import fronts
 from paretomerge import preferences
 from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.report.tables import Metric, Point, hypervolume, measured, metrics_of
+from paretomerge.front.tables import metrics_of
+from paretomerge.results.measured import Metric, Point, hypervolume, measured
 
 TASKS = ("a", "b", "c")
 SPECS = ["equal", "only:a", "only:b", "only:c", "a=0.5,b=0.3,c=0.2"]

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from paretomerge.data.inputs import ImageInputs, TextInputs
 from paretomerge.data.labels import head_classes
-from paretomerge.data.predict import Prompts, on_model, predict
+from paretomerge.data.prompts import Prompts
 from paretomerge.errors import UserError
 from paretomerge.experts.config import architecture, count
 from paretomerge.experts.pretrained import load_beside
 from paretomerge.front.front import Front
 from paretomerge.models.build import device_of
+from paretomerge.models.predict import on_model, predict
 from paretomerge.preferences import Preference
 
 Kind = Literal["image", "text", "prompt", "image and classes"]

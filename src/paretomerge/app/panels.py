@@ -10,8 +10,9 @@ from paretomerge.app.live import Answer
 from paretomerge.app.simplex import CORNERS, percentages, place
 from paretomerge.front.front import Front
 from paretomerge.io.plain_text import html as escape
-from paretomerge.report.tables import Measured, Metric, short, title
+from paretomerge.report.tables import title
 from paretomerge.results.estimate import Reading
+from paretomerge.results.measured import Measured, Metric, short
 
 Values = Mapping[str, Reading]
 

@@ -13,7 +13,7 @@ from paretomerge.errors import UserError
 from paretomerge.front.front import Front
 from paretomerge.preferences import Preference
 from paretomerge.report.figures import Figure, pair, parallel
-from paretomerge.report.tables import Measured, measured, short
+from paretomerge.results.measured import Measured, measured, short
 from paretomerge.results.queries import best_with
 from paretomerge.results.queries import knee as knee_of
 from paretomerge.results.rows import Row

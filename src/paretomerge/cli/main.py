@@ -11,8 +11,20 @@ from typing import Any, NoReturn
 
 import typer
 
-from paretomerge.cli import looking, making, picking, showing
+from paretomerge.cli.check import check
+from paretomerge.cli.demo import demo
+from paretomerge.cli.evaluate import evaluate
+from paretomerge.cli.explore import explore
+from paretomerge.cli.fit import fit
+from paretomerge.cli.info import info
+from paretomerge.cli.merge import merge
+from paretomerge.cli.methods import methods
+from paretomerge.cli.pick import pick
+from paretomerge.cli.relocate import relocate
+from paretomerge.cli.report import report
+from paretomerge.cli.select import select
 from paretomerge.cli.terminal import say
+from paretomerge.cli.verify import verify
 from paretomerge.errors import Stopped, UserError
 from paretomerge.io.signals import Ended, ended_by_signals
 
@@ -28,19 +40,19 @@ _SIGNAL = 128
 _NO_MEMORY = "not enough memory: raise the limit (ulimit -v, control group), or fit smaller batches"
 
 for _command in (
-    making.check,
-    making.merge,
-    making.fit,
-    picking.pick,
-    looking.evaluate,
-    looking.select,
-    looking.info,
-    showing.explore,
-    showing.report,
-    looking.methods,
-    looking.relocate,
-    looking.verify,
-    looking.demo,
+    check,
+    merge,
+    fit,
+    pick,
+    evaluate,
+    select,
+    info,
+    explore,
+    report,
+    methods,
+    relocate,
+    verify,
+    demo,
 ):
     app.command()(_command)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from paretomerge.data.columns import image_column, label_column, text_columns
 from paretomerge.data.inputs import ImageInputs, Inputs, TensorInputs, TextInputs
 from paretomerge.data.labels import class_numbers
-from paretomerge.data.predict import TEMPLATES, Prompts, zero_shot_head
+from paretomerge.data.prompts import TEMPLATES, Prompts, zero_shot_head
 from paretomerge.data.sources import Chosen, Split, read_splits
 from paretomerge.data.spec import DataSpec, read_prompts
 from paretomerge.data.splits import Part, choose

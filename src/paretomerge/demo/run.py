@@ -23,11 +23,10 @@ from paretomerge import api, preferences
 from paretomerge.data.tasks import DataSpec, Task
 from paretomerge.evaluation.evaluate import evaluate, standard_preferences
 from paretomerge.evaluation.evaluate import measure as measure_metric
-from paretomerge.evaluation.experts import EXPERT, PRETRAINED
 from paretomerge.experts.experts import Experts, load_experts
 from paretomerge.front.front import Front, front_of
 from paretomerge.report.plots import Point, front_figure
-from paretomerge.results.rows import Row, value
+from paretomerge.results.rows import EXPERT, PRETRAINED, Row, value
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.writing import whole_folder, write_marker
 

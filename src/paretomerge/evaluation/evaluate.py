@@ -11,7 +11,7 @@ from torch import nn
 
 from paretomerge import preferences as simplex
 from paretomerge.data.inputs import Inputs
-from paretomerge.data.predict import Prompts
+from paretomerge.data.prompts import Prompts
 from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluators import OnTasks
@@ -21,9 +21,10 @@ from paretomerge.evaluation.protocols import Evaluator, Work
 from paretomerge.evaluation.workers import pool_of
 from paretomerge.fitting.objectives import Predictions, entropy
 from paretomerge.front.front import Front
+from paretomerge.front.record import record
 from paretomerge.models.build import device_of
 from paretomerge.results.metrics import row_of
-from paretomerge.results.queries import best_with, knee, record
+from paretomerge.results.queries import best_with, knee
 from paretomerge.results.rows import Row
 from paretomerge.weights.unchanged import reading, touched
 

@@ -14,11 +14,8 @@ from paretomerge.models.build import device_of
 from paretomerge.models.shared import SharedModels, own_tensors
 from paretomerge.results.metrics import METRICS, row_of
 from paretomerge.results.objective import Objective
-from paretomerge.results.rows import Row
+from paretomerge.results.rows import EXPERT, PRETRAINED, Row
 from paretomerge.weights.unchanged import reading
-
-EXPERT, PRETRAINED = "expert", "pretrained"
-"""The methods of such rows; an expert's preference is ``only:TASK``, the base's ``equal``."""
 
 
 @reading(replaced=True)

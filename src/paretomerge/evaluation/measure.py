@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from paretomerge.data.inputs import Inputs
-from paretomerge.data.predict import predict
 from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
+from paretomerge.models.predict import predict
 
 
 @torch.inference_mode()

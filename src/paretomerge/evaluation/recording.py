@@ -10,8 +10,8 @@ from pathlib import Path
 from paretomerge.errors import UserError
 from paretomerge.front.changing import changing
 from paretomerge.front.front import FACTS, Front
+from paretomerge.front.record import record
 from paretomerge.io.leftovers import temporary
-from paretomerge.results.queries import record
 from paretomerge.results.rows import Row
 
 _ROW = 400

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from paretomerge.data.inputs import Inputs, Rows
-from paretomerge.data.predict import on_model
 from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.experts.architecture import live_names
 from paretomerge.fitting.features import feature_point
 from paretomerge.models.build import device_of
+from paretomerge.models.predict import on_model
 
 if TYPE_CHECKING:
     from paretomerge.front.front import Front

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paretomerge.data.predict import on_model, pooled, predict
 from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
+from paretomerge.models.predict import on_model, pooled, predict
 from paretomerge.sets.corrected import Side
 
 

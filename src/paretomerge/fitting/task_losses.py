@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paretomerge.data.inputs import Inputs, Rows
-from paretomerge.data.predict import Prompts, predict
+from paretomerge.data.prompts import Prompts
 from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.experts.experts import Experts
@@ -28,6 +28,7 @@ from paretomerge.fitting.objectives import OBJECTIVES, Predictions, shannon
 from paretomerge.fitting.options import FitRun, Report, TrainingOptions
 from paretomerge.fitting.teacher_cache import Kept
 from paretomerge.models.build import device_of
+from paretomerge.models.predict import predict
 from paretomerge.models.shared import SharedModels, own_tensors
 from paretomerge.weights.lazy import Weights
 from paretomerge.weights.low_rank import LowRank

@@ -448,14 +448,15 @@ class Front:
 
     def metrics(self, preference: Preference) -> list[dict[str, Any]]:
         """What was measured of θ(γ): task, metric, value, and how. Estimates between measured preferences are no results."""
-        from paretomerge.report.tables import measured, metrics_of  # it looks at fronts, so it is above this module
+        from paretomerge.front.tables import metrics_of
+        from paretomerge.results.measured import measured
 
         known = measured(self.measured, self.tasks, self.pareto_set.method)
         return metrics_of(known, self.pareto_set.preference(preference).tolist())
 
     def card(self, loading: Sequence[str] = ()) -> str:
         """The front's model card; ``loading``: the lines of Python that load its folder."""
-        from paretomerge.report.tables import card_table
+        from paretomerge.front.tables import card_table
 
         table = card_table(self.measured, self.tasks, self.pareto_set.method)
         equal = preferences.equal(len(self.tasks))

@@ -1,16 +1,13 @@
-"""Whether a front, what it came from and what was measured of it are still what they were."""
+"""Whether a front's files and sources are still what they were, and telling it where they have gone."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import evaluate_by
-from paretomerge.evaluation.evaluators import OnTasks
 from paretomerge.front.changing import changing
 from paretomerge.front.folder import load_front
 from paretomerge.front.front import FACTS, Front
@@ -19,9 +16,6 @@ from paretomerge.weights.checkpoint import local, open_checkpoint, read_json
 from paretomerge.weights.hashing import hashes_of
 from paretomerge.weights.lora_files import Adapter, is_adapter, open_adapter
 from paretomerge.weights.writing import replace_json, with_index
-
-TOLERANCE = 1e-6
-"""Of metrics measured again: same machine, same libraries, same numbers; other kernels may move a prediction or two."""
 
 
 class Check(NamedTuple):
@@ -63,43 +57,6 @@ def verify_files(front: Front) -> list[Check]:
         else:
             same = now[file] == before
             checks.append(Check(str(file), "same" if same else "changed", "" if same else "other bytes than were recorded"))
-    return checks
-
-
-def verify_measured(
-    front: Front,
-    tasks: Mapping[str, Task],
-    points: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    *,
-    say: Callable[[str], None] = lambda line: None,
-) -> list[Check]:
-    """Measure recorded numbers again and compare.
-
-    Args:
-        front: the set, with its measured rows.
-        tasks: the inputs of the tasks that are to be looked at; those that were measured on.
-        points: how many preferences, evenly from all that are recorded; None: all.
-        options: of ``OnTasks``, as they were when the numbers were measured.
-        say: is told what is measured.
-    """
-    rows = [row for row in front.measured if row["task"] in tasks and row["method"] == front.pareto_set.method]
-    recorded = list(dict.fromkeys(row["preference"] for row in rows))
-    count = len(recorded) if points is None else min(points, len(recorded))
-    chosen = [recorded[i * len(recorded) // count] for i in range(count)]
-    checks = []
-    for preference in chosen:
-        say(preference)
-        wanted = [row for row in rows if row["preference"] == preference]
-        asked = [tasks[name] for name in dict.fromkeys(row["task"] for row in wanted)]
-        evaluator = OnTasks({task.name: task for task in asked}, **(options or {}))
-        again = {row["task"]: row["value"] for row in evaluate_by(front, evaluator, [preference])}
-        for row in wanted:
-            apart = abs(again[row["task"]] - row["value"])
-            what = f"{row['metric']} of {row['task']} at {preference}"
-            message = f"{row['value']:.6g} was recorded, {again[row['task']]:.6g} is measured"
-            same = apart <= TOLERANCE * max(1.0, abs(row["value"]))
-            checks.append(Check(what, "same" if same else "changed", "" if same else message))
     return checks
 
 

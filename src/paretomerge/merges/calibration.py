@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from paretomerge.data.inputs import Inputs
-from paretomerge.data.predict import predict
 from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.experts.experts import Experts
 from paretomerge.experts.heads import heads_of
+from paretomerge.models.predict import predict
 from paretomerge.models.shared import SharedModels, own_tensors
 from paretomerge.weights.lazy import Weights
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from paretomerge.io.plain_text import printable
 from paretomerge.report.style import BASE, CONFIG, CURRENT, EXPERT, GRID, INK, OTHER, PALE, POINT, axis, layout, style
-from paretomerge.report.tables import Measured, Point, short
 from paretomerge.results.estimate import Reading
+from paretomerge.results.measured import Measured, Point, short
 
 Figure = dict[str, Any]
 Values = Mapping[str, Reading]

@@ -18,7 +18,8 @@ from paretomerge.report import figures, published
 from paretomerge.report.layers import Changes, changes
 from paretomerge.report.routing import routers_of, routing
 from paretomerge.report.run_log import RunLog, read_run
-from paretomerge.report.tables import Measured, Point, Volume, hypervolume, measured, short, title
+from paretomerge.report.tables import title
+from paretomerge.results.measured import Measured, Point, Volume, hypervolume, measured, short
 from paretomerge.results.queries import knee
 from paretomerge.weights.checkpoint import read_json
 

@@ -11,7 +11,7 @@ import numpy as np
 from paretomerge.errors import UserError
 from paretomerge.io.plain_text import line
 from paretomerge.report.style import BASE, EXPERT, GRID, INK, OTHER, PALE, POINT, style
-from paretomerge.report.tables import Measured, Point, short
+from paretomerge.results.measured import Measured, Point, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from paretomerge import preferences
 from paretomerge.errors import UserError
-from paretomerge.evaluation.experts import PRETRAINED
 from paretomerge.options import unknown
-from paretomerge.report.tables import Measured, Point
+from paretomerge.results.measured import Measured, Point
+from paretomerge.results.rows import PRETRAINED
 from paretomerge.sets.searched import Searched
 
 _MEANS = ("average", "avg")

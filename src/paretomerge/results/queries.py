@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from paretomerge import preferences
 from paretomerge.decompositions import least_squares
 from paretomerge.errors import UserError
-from paretomerge.front.card import renewed
-from paretomerge.front.changing import changing
-from paretomerge.front.front import FACTS
 from paretomerge.results.metrics import larger_is_better
 from paretomerge.results.quality import non_dominated
 from paretomerge.results.rows import Row
-from paretomerge.weights.writing import replace_json, with_index, write_text
 
 
 class Found(NamedTuple):
@@ -104,40 +99,6 @@ def knee(rows: Iterable[Row], tasks: Sequence[str]) -> Found:
     return Found(chosen.preference, chosen.values, len(points))
 
 
-def record(folder: str | Path, rows: Iterable[Row], identity: str | None = None) -> None:
-    """Add measured rows to a front's folder; a row of the same method, preference, task, metric, split and seed is replaced.
-
-    The file is written beside the old one and renamed, so it is whole at any time; of several processes that record, one waits
-    for the other.
-
-    Args:
-        folder: the front.
-        rows: what was measured.
-        identity: of the front that was measured (``Front.identity``); None: the one that is there now.
-
-    Raises:
-        UserError: the folder is no front, holds another one than was measured, or cannot be written.
-    """
-    with changing(folder, identity) as facts:
-        file = Path(folder).expanduser() / FACTS
-        measured = {_key(row): row for row in [*facts.get("measured", []), *rows]}
-        replace_json(file, {**with_index(file.parent, facts), "measured": list(measured.values())})
-        _renew_card(file.with_name("README.md"), facts, list(measured.values()))
-
-
-def _renew_card(card: Path, facts: Mapping[str, Any], rows: list[Any]) -> None:
-    """Bring the metrics of a front's card up to date, and leave the rest of it, which people edit, alone."""
-    from paretomerge.report.tables import card_table, measured, metrics_of
-
-    try:
-        text = card.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return
-    tasks, method = facts["tasks"], facts["method"]
-    metrics = metrics_of(measured(rows, tasks, method), preferences.equal(len(tasks)))
-    write_text(card, renewed(text, method, card_table(rows, tasks, method), metrics))
-
-
 class _Point(NamedTuple):
     preference: str
     values: dict[str, float]
@@ -175,7 +136,3 @@ def _points(
     if not complete:
         raise UserError(f"no preference is measured for {', '.join(dict.fromkeys(needed))}: run paretomerge evaluate first")
     return signs, complete
-
-
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in ("method", "preference", "task", "metric", "split", "seed"))

@@ -34,3 +34,7 @@ def value(rows: Iterable[Row], method: str, preference: str, task: str) -> float
     if not found:
         raise KeyError((method, preference, task))
     return fmean(found)
+
+
+EXPERT, PRETRAINED = "expert", "pretrained"
+"""The methods of such rows; an expert's preference is ``only:TASK``, the base's ``equal``."""

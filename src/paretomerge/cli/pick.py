@@ -1,4 +1,4 @@
-"""The command that writes a front's models; cli.py registers it."""
+"""``paretomerge pick``: the model or adapter that a preference asks for."""
 
 from __future__ import annotations
 

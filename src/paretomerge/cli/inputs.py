@@ -1,0 +1,18 @@
+"""Which of a recipe's and the flags' inputs a command on a front wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paretomerge.data.spec import DataSpec
+    from paretomerge.front.front import Front
+
+
+def _wanted(front: Front, found: Mapping[str, DataSpec | str], flags: Sequence[str] | None) -> dict[str, DataSpec | str]:
+    """A recipe's data of the front's tasks, and all that the flags name."""
+    from paretomerge.recipes.recipe import parse_pairs
+
+    named = parse_pairs(flags or [], "--data", "math=data/math.jsonl")
+    return {name: spec for name, spec in found.items() if name in front.tasks or name in named}
