@@ -13,7 +13,8 @@ from paretomerge.experts.experts import load_experts
 from paretomerge.merges import MERGES
 from paretomerge.options import check_options
 from paretomerge.recipes.mergekit import convert
-from paretomerge.recipes.recipe import Recipe, read_recipe
+from paretomerge.recipes.reading import read_recipe
+from paretomerge.recipes.recipe import Recipe
 from paretomerge.weights.lazy import Weights
 
 GOLDEN = Path(__file__).parent / "golden" / "mergekit"

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from paretomerge.errors import UserError
 from paretomerge.options import check_options, unknown
-from paretomerge.recipes.recipe import BaseMerge, Recipe, combined, parse_size, read_recipe
+from paretomerge.recipes.reading import combined, read_recipe
+from paretomerge.recipes.recipe import BaseMerge, Recipe, parse_size
 
 
 def write(folder: Path, text: str) -> Path:
@@ -396,7 +397,7 @@ def test_unknown_names_the_nearest():
 def test_reading_a_recipe_imports_no_torch(tmp_path):
     file = write(tmp_path, "merge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]")
     code = (
-        "import sys; from paretomerge.recipes.recipe import combined, read_recipe; read_recipe(sys.argv[1]); "
+        "import sys; from paretomerge.recipes.reading import combined, read_recipe; read_recipe(sys.argv[1]); "
         "combined(base='b', expert=['a=x'], method='ties', option=['density=1']); "
         "print([m for m in ('torch', 'numpy', 'transformers', 'huggingface_hub') if m in sys.modules])"
     )

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification
 from paretomerge.data.sources import read_splits
 from paretomerge.data.tasks import load_task
 from paretomerge.models.build import device_of
-from paretomerge.recipes.recipe import combined
+from paretomerge.recipes.reading import combined
 from paretomerge.weights.checkpoint import local
 
 

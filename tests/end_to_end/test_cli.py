@@ -17,7 +17,7 @@ from commands import HEADS, apart, contents, program
 from paretomerge import fit, load_experts, load_front, merge
 from paretomerge.front.record import record
 from paretomerge.merges import MERGES
-from paretomerge.recipes.recipe import combined
+from paretomerge.recipes.reading import combined
 from paretomerge.weights.checkpoint import INDEX, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mergekit"

@@ -19,7 +19,7 @@ from paretomerge.data.sources import read_splits
 from paretomerge.errors import UserError
 from paretomerge.evaluation.store import Store
 from paretomerge.fitting.loop import _restore
-from paretomerge.recipes.recipe import read_recipe
+from paretomerge.recipes.reading import read_recipe
 from paretomerge.weights.checkpoint import INDEX, SINGLE, open_checkpoint
 from paretomerge.weights.lora_files import open_adapter
 

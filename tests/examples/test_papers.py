@@ -18,7 +18,7 @@ from paretomerge.data.spec import read_prompts
 from paretomerge.evaluation.measure import measure
 from paretomerge.experts.experts import load_experts
 from paretomerge.front.folder import load_front
-from paretomerge.recipes.recipe import combined
+from paretomerge.recipes.reading import combined
 from paretomerge.report.published import _all, figures_of, slug
 from paretomerge.weights.hub import VARIABLE, mirrored
 

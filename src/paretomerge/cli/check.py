@@ -39,7 +39,7 @@ def check(
     from paretomerge.experts.alignment import Options
     from paretomerge.experts.experts import inspect_experts
     from paretomerge.fitting.budget import estimates
-    from paretomerge.recipes.recipe import combined
+    from paretomerge.recipes.reading import combined
 
     plan = combined(recipe, base=base, expert=expert, vocab=vocab, missing=missing, exclude=exclude, task_tensors=task_tensors)
     experts = inspect_experts(

@@ -62,7 +62,8 @@ def evaluate(
     from paretomerge.evaluation.resolve import EVALUATORS, evaluator_of, kind_of
     from paretomerge.front.folder import load_front
     from paretomerge.options import check_options
-    from paretomerge.recipes.recipe import combined, option_values
+    from paretomerge.recipes.flag_values import option_values
+    from paretomerge.recipes.reading import combined
 
     opened = load_front(front)
     plan = combined(recipe, data=data, evaluator=evaluator, metric=metric)

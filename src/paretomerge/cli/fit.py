@@ -89,7 +89,7 @@ def fit(
 
     The front's folder is itself the model at equal preference; paretomerge pick writes the others.
     """
-    from paretomerge.recipes.recipe import combined
+    from paretomerge.recipes.reading import combined
 
     started = time.perf_counter()
     plan = combined(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 def _wanted(front: Front, found: Mapping[str, DataSpec | str], flags: Sequence[str] | None) -> dict[str, DataSpec | str]:
     """A recipe's data of the front's tasks, and all that the flags name."""
-    from paretomerge.recipes.recipe import parse_pairs
+    from paretomerge.recipes.flag_values import parse_pairs
 
     named = parse_pairs(flags or [], "--data", "math=data/math.jsonl")
     return {name: spec for name, spec in found.items() if name in front.tasks or name in named}

@@ -58,7 +58,7 @@ def merge(
 
     The last two look at inputs of each task (--data). A mergekit YAML is a recipe, too.
     """
-    from paretomerge.recipes.recipe import combined
+    from paretomerge.recipes.reading import combined
 
     started = time.perf_counter()
     plan = combined(

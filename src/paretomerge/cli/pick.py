@@ -59,7 +59,8 @@ def pick(
     started = time.perf_counter()
     from paretomerge.experts.heads import chosen_head
     from paretomerge.front.folder import load_front
-    from paretomerge.recipes.recipe import combined, option_values
+    from paretomerge.recipes.flag_values import option_values
+    from paretomerge.recipes.reading import combined
     from paretomerge.weights.writing import may_write
 
     plan = combined(recipe, data=data, dtype=dtype, shard_size=shard_size)
@@ -69,7 +70,7 @@ def pick(
         raise UserError("say which model: either --preference, or --at-least with --maximise, or --knee")
     facts: dict[str, Any] = {}
     if preference is None:
-        from paretomerge.recipes.recipe import parse_numbers
+        from paretomerge.recipes.flag_values import parse_numbers
         from paretomerge.results.queries import best_with
         from paretomerge.results.queries import knee as knee_of
 

@@ -26,7 +26,7 @@ def relocate(
     What lies in the front's folder or beside it is found without this when all move together.
     """
     from paretomerge.front.verify import relocate as moved
-    from paretomerge.recipes.recipe import parse_pairs
+    from paretomerge.recipes.flag_values import parse_pairs
 
     if base is None and not expert:
         raise UserError("what has moved? Name it: --base PATH, --expert NAME=PATH")

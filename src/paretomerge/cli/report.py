@@ -35,7 +35,7 @@ def report(
 ) -> None:
     """Write one HTML file that says all about a front: tables, figures, provenance; it opens without a network."""
     from paretomerge.front.folder import load_front
-    from paretomerge.recipes.recipe import parse_numbers
+    from paretomerge.recipes.flag_values import parse_numbers
     from paretomerge.report.page import gather, html
     from paretomerge.weights.writing import write_text
 

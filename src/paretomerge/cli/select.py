@@ -46,7 +46,7 @@ def select(
     from paretomerge.evaluation.evaluate import measure, select_unseen
     from paretomerge.front.folder import load_front
     from paretomerge.models.build import device_of
-    from paretomerge.recipes.recipe import combined
+    from paretomerge.recipes.reading import combined
 
     opened = load_front(front)
     known = combined(recipe).data.get(unseen, unseen)

@@ -45,7 +45,8 @@ def verify(
     from paretomerge.front.folder import load_front
     from paretomerge.front.verify import failed, verify_files
     from paretomerge.options import check_options
-    from paretomerge.recipes.recipe import combined, option_values
+    from paretomerge.recipes.flag_values import option_values
+    from paretomerge.recipes.reading import combined
 
     opened = load_front(front)
     checks = verify_files(opened)
