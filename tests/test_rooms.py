@@ -8,9 +8,9 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "paretomerge"
 FLOORS = (
-    {"errors"}, {"io"}, {"decompositions", "preferences", "options"}, {"weights"}, {"experts"}, {"models"}, {"data"}, {"merges", "sets", "results"},
-    {"fitting", "front"}, {"evaluation"}, {"search"}, {"recipes", "report", "methods"}, {"api"}, {"demo", "app"}, {"cli"},
-    {"__init__", "__main__"},
+    {"errors"}, {"io"}, {"decompositions", "preferences", "options"}, {"weights"}, {"experts"}, {"models"}, {"data"},
+    {"merges", "sets", "results"}, {"fitting", "front"}, {"evaluation"}, {"search"}, {"recipes", "report", "methods"},
+    {"api"}, {"demo", "app"}, {"cli"}, {"__init__", "__main__"},
 )  # fmt: skip
 """Rooms (folders) and files of the package from the ground up. Rooms on one floor do not import each other."""
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

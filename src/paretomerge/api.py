@@ -24,6 +24,7 @@ from paretomerge.front.provenance import sources_of, versions
 from paretomerge.front.saving import About
 from paretomerge.merges import MERGES, MERGES_ON_DATA
 from paretomerge.options import arguments, check_options, parameters_of, unknown
+from paretomerge.recipes.writing import recipe_of
 from paretomerge.search.methods import SEARCHES
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.lazy import Weights
@@ -61,7 +62,9 @@ def merge(
     """
     function = _named(method, {**MERGES, **MERGES_ON_DATA}, "merge")
     checked = check_options(function, options, method)
-    about = partial(_about, experts, method, dict(options))
+    about = partial(
+        _about, experts, method, dict(options), recipe_of(function, method, {**options, **({"data": {}} if data else {})})
+    )
     if method in MERGES:
         if data:
             raise UserError(f"data: the merge {method} looks at none; {' and '.join(MERGES_ON_DATA)} do")
@@ -73,11 +76,12 @@ def merge(
     return cast(Weights, function(experts, tasks, say=say, **checked)).with_about(about)
 
 
-def _about(experts: Experts, method: str, options: dict[str, Any]) -> About:
+def _about(experts: Experts, method: str, options: dict[str, Any], recipe: dict[str, Any]) -> About:
     """How a merge came about."""
     provenance = {
         "method": method,
         "settings": options,
+        "recipe": recipe,
         "sources": sources_of(experts, hashes=False),
         "versions": versions(),
     }
@@ -156,7 +160,7 @@ def fit(
     pareto_set = function(experts, on=base, **options)
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
-    return front_of(pareto_set, experts, hashes=hashes)
+    return replace(front_of(pareto_set, experts, hashes=hashes), recipe=recipe_of(function, method, pareto_set.settings))
 
 
 def load_tasks(
@@ -241,7 +245,7 @@ def _fit_on_data(
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
     pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
-    return front_of(pareto_set, experts, hashes=hashes)
+    return replace(front_of(pareto_set, experts, hashes=hashes), recipe=recipe_of(function, method, pareto_set.settings))
 
 
 def _search(
@@ -284,7 +288,10 @@ def _search(
     if data is not None:
         pareto_set.settings["data"] = {name: _described(spec, tasks[name]) for name, spec in data.items()}
     rows = measured_rows(pareto_set, task_evaluator.objectives, own.get("seed", 0))
-    return replace(front_of(pareto_set, experts, hashes=hashes), measured=tuple(rows))
+    recipe = recipe_of(function, method, pareto_set.settings)
+    if isinstance(evaluator, str):
+        recipe |= {"evaluator": evaluator, "metrics": {task: m for task, m in (metrics or {}).items() if isinstance(m, str)}}
+    return replace(front_of(pareto_set, experts, hashes=hashes), measured=tuple(rows), recipe=recipe)
 
 
 def _base_merge(

@@ -157,7 +157,7 @@ def test_apply_to_a_model_that_was_loaded_elsewhere(zoo, tmp_path):
 
 def test_apply_refuses_another_model(zoo):
     front = fit(experts_of(zoo, "llama"), rank=3)
-    with pytest.raises(UserError, match="build it with front.model"):
+    with pytest.raises(UserError, match=r"build it with front\.model"):
         front.apply_(torch.nn.Linear(3, 3), "only:a")
     with pytest.raises(UserError, match="unknown task 'c'"):
         front.apply_(front.model("equal"), "only:c")

@@ -21,7 +21,8 @@ def model_card(provenance: Mapping[str, Any], loading: Sequence[str] = ()) -> st
     """A README.md with Hugging Face metadata: what was merged, how, at which preference, and how good it is.
 
     Args:
-        provenance: method, settings, sources, versions; ``preference`` of a pick; ``kind`` ``"front"``; ``metrics``: lines
+        provenance: method, settings, sources, versions; ``recipe``: method, options, on and data as a recipe has them (``data``
+            empty: they were in memory); ``preference`` of a pick; ``kind`` ``"front"``; ``metrics``: lines
             {task, metric, value, how} of a model (of a front, the one at equal preference that its folder is), for the table
             and the hub's model index; ``table``: of a front, the lines of its table as ``metrics_table`` makes them;
             ``adapter_of``: of an adapter, the model that it is for; ``head``: where tasks have heads, the task whose head the
@@ -60,7 +61,7 @@ def model_card(provenance: Mapping[str, Any], loading: Sequence[str] = ()) -> st
     lines += [f"| expert **{_text(task)}** | {_code(path)} |" for task, path in experts.items()]
     settings = provenance.get("settings", {})
     lines += [f"| {_text(name)} | {_code(value)} |" for name, value in settings.items() if name != "lambda"]  # a long list
-    if recipe := _recipe(method, base, experts, settings):
+    if recipe := _recipe(provenance.get("recipe", {}), base, experts):
         lines += ["", "## Recipe", "", "```yaml", *recipe.splitlines(), "```"]
     if versions := provenance.get("versions"):
         lines += ["", "Made with " + ", ".join(f"{_text(name)} {_text(version)}" for name, version in versions.items()) + "."]
@@ -139,30 +140,22 @@ def _cached(path: str) -> str | None:
     return found[1].replace("--", "/", 1) if found else None
 
 
-def _recipe(method: str, base: Any, experts: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """What ``paretomerge fit`` or ``merge`` can read again, of the settings those that are options of the method."""
-    from paretomerge.methods import functions
-    from paretomerge.options import parameters_of
-
-    on_data = "data" in settings
-    known = [f for command, name, f in functions() if name == method and command.endswith("--data") == on_data]
-    if not known or not base or any(path in (None, "in memory") for path in (base, *experts.values())):
+def _recipe(recipe: Mapping[str, Any], base: Any, experts: Mapping[str, Any]) -> str:
+    """What ``paretomerge fit`` or ``merge`` can read again: method, options and data of ``recipe``, with the models' paths."""
+    if not recipe or not base or any(path in (None, "in memory") for path in (base, *experts.values())):
         return ""
-    names = [name for name, _ in parameters_of(known[0])]
-    options = {name: value for name, value in settings.items() if name in names and value is not None}
-    facts: dict[str, Any] = {"base": str(base), "experts": {str(task): str(path) for task, path in experts.items()}}
-    facts |= {"method": method, **({"options": options} if options else {})}
-    if isinstance(settings.get("on"), Mapping):
-        facts["on"] = dict(settings["on"])
-    data = settings.get("data")
-    named = isinstance(data, Mapping) and all(isinstance(spec, Mapping) and "path" in spec for spec in data.values())
-    if isinstance(data, Mapping) and named:
-        facts["data"] = {task: {key: value for key, value in spec.items() if key != "split"} for task, spec in data.items()}
+    models = {"base": str(base), "experts": {str(task): str(path) for task, path in experts.items()}}
+    missing = "# and data: the inputs of each task\n" if recipe.get("data") == {} else ""
     try:
-        text: str = yaml.safe_dump(facts, allow_unicode=True, sort_keys=False, width=10**6)
-    except yaml.YAMLError:  # settings of somebody else's front may hold anything
+        text: str = yaml.safe_dump(
+            {**models, **{key: value for key, value in recipe.items() if value}},
+            allow_unicode=True,
+            sort_keys=False,
+            width=10**6,
+        )
+    except yaml.YAMLError:  # somebody else's front may hold anything
         return ""
-    return text + ("# and data: the inputs of each task\n" if on_data and not named else "")
+    return text + missing
 
 
 def _text(value: object) -> str:

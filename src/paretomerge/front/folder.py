@@ -74,6 +74,7 @@ class _Facts(BaseModel):
     origin: str | None = None
     """Where the base is, if the front does not hold it."""
     measured: list[_Row] = []
+    recipe: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -144,7 +145,7 @@ def _opened(folder: Path, base: str | Path | None) -> Front:
         heads[task] = Head(Checkpoint(file, [file], {}), own, head.prefix, tuple(head.lacks), head.names)
         pareto_set.on_head(task, heads[task].tensors, pareto_set.equal)  # does it fit?
     measured = tuple(cast("Row", row.model_dump(exclude_none=True)) for row in facts.measured)
-    return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured, identity_of(raw))
+    return Front(pareto_set, config, heads, sources, folder, folder, facts.files, measured, facts.recipe, identity_of(raw))
 
 
 def _equal_model(folder: Path, origin: str | None, base: str | Path | None) -> tuple[Weights, Mapping[str, Any]]:

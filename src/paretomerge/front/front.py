@@ -78,6 +78,8 @@ class Front:
     """The folder's tensor files and their SHA-256."""
     measured: tuple[Row, ...] = ()
     """Metrics that were measured, one row each: method, preference, task, metric, value, split, seed."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """How it was asked for, as a recipe says it: method, options, on, data; the models' paths are in ``sources``."""
     identity: str | None = None
     """Of the set in ``folder`` (see ``changing.identity_of``)."""
     states: States = frozenset()
@@ -253,6 +255,7 @@ class Front:
                     "method": self.pareto_set.method,
                     "tasks": list(self.tasks),
                     "settings": self.pareto_set.settings,
+                    "recipe": dict(self.recipe),
                     "set": facts,
                     "heads": heads,
                     "sources": paths_seen_from(Path(folder), self.sources),
@@ -437,6 +440,8 @@ class Front:
     def provenance(self, preference: Preference | None = None, head: str | None = None) -> dict[str, Any]:
         """How a model came about: for ``paretomerge.json`` and the card; numbers only of tasks that its ``head`` can do."""
         facts: dict[str, Any] = {"method": self.pareto_set.method, "settings": self.pareto_set.settings}
+        if self.recipe:
+            facts["recipe"] = dict(self.recipe)
         if preference is not None:
             gamma = self.pareto_set.preference(preference)
             facts["preference"] = dict(zip(self.tasks, gamma.tolist(), strict=True))

@@ -32,6 +32,10 @@ class About:
     dtype: torch.dtype | None = None
     """What heads are stored as, too; None: as they are."""
 
+    def save(self, weights: Weights, folder: str | Path, **options: Any) -> None:
+        """``save_weights``: what ``Weights.save`` calls."""
+        save_weights(weights, folder, **options)
+
 
 def save_weights(
     weights: Weights,

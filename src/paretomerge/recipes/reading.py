@@ -41,10 +41,7 @@ def read_recipe(path: str | Path, *, _below: tuple[Path, ...] = ()) -> Recipe:
     """
     path = Path(path)
     raw = _parsed(path)
-    if "merge_method" in raw:
-        recipe = convert(raw, path)
-    else:
-        recipe = _validated(raw, path)
+    recipe = convert(raw, path) if "merge_method" in raw else _validated(raw, path)
 
     def located(name: str) -> str:
         beside = os.path.join(path.parent, name)

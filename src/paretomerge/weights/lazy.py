@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from paretomerge.errors import UserError
+
 
 class TensorInfo(NamedTuple):
     """What a safetensors header says of a tensor: enough to plan a merge and to lay out its file."""
@@ -46,7 +48,7 @@ class Weights(Mapping[str, Tensor]):
     """
 
     about: Callable[[], Any] | None = None
-    """How a merge came about (an ``export.saving.About``), for ``save``."""
+    """How a merge came about, for ``save``: a call gives a ``front.About``, which writes what belongs beside the weights."""
 
     def __init__(
         self,
@@ -99,9 +101,9 @@ class Weights(Mapping[str, Tensor]):
         Raises:
             UserError: no configuration, no head chosen, a folder that exists.
         """
-        from paretomerge.front.saving import save_weights
-
-        save_weights(
+        if self.about is None:
+            raise UserError("nothing is known of these weights but their tensors: save them with paretomerge.save")
+        self.about().save(
             self, folder, head=head, lora=lora, config=config, companions=companions, shard_bytes=shard_bytes,
             overwrite=overwrite, progress=progress,
         )  # fmt: skip
