@@ -15,8 +15,8 @@ import torch
 
 from paretomerge import api
 from paretomerge.demo.run import Demo, load
-from paretomerge.evaluation.evaluate import measure
-from paretomerge.front.front import Front
+from paretomerge.evaluation import measure
+from paretomerge.front import Front
 
 BASES = {
     "average": ("average", {}),

@@ -49,9 +49,9 @@ def measured(preset: str, options: dict[str, Any], seed: int) -> dict[str, float
 
     from paretomerge import api
     from paretomerge.demo import run as demo
-    from paretomerge.evaluation.evaluate import measure
-    from paretomerge.fitting.objectives import marginal_entropy, shannon
-    from paretomerge.models.predict import predict
+    from paretomerge.evaluation import measure
+    from paretomerge.fitting import marginal_entropy, shannon
+    from paretomerge.models import predict
 
     shipped = demo.load()
     visits: list[int] = []

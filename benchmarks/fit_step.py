@@ -165,7 +165,7 @@ def ready(name: str, folder: str | None, **options: Any) -> Any:
 
 def plain_loss(name: str, objective: str, model: Any, batch: dict[str, Any], teacher: Any = None) -> Any:
     """What the floor runs forward and backward."""
-    from paretomerge.fitting.objectives import OBJECTIVES, Predictions
+    from paretomerge.fitting import OBJECTIVES, Predictions
 
     if name == "gpt2":  # as the fit does: nothing is asked of the last token
         batch = {key: x[:, :-1] for key, x in batch.items()}
@@ -178,8 +178,7 @@ def plain_loss(name: str, objective: str, model: Any, batch: dict[str, Any], tea
 
 def teacher(name: str, model: Any, batch: dict[str, Any]) -> Any:
     """What a fit keeps of an expert."""
-    from paretomerge.fitting.teacher_cache import Kept
-    from paretomerge.fitting.top_k import largest
+    from paretomerge.fitting import Kept, largest
 
     if name == "gpt2":
         return Kept(*largest(model(**{key: x[:, :-1] for key, x in batch.items()}).logits, TOP))
@@ -215,15 +214,10 @@ def activations(case: dict[str, Any]) -> dict[str, Any]:
 def ours(case: dict[str, Any]) -> dict[str, Any]:
     """Time or weigh steps of `fit_`."""
 
-    from paretomerge.data.inputs import TensorInputs
-    from paretomerge.data.tasks import Task
-    from paretomerge.experts.experts import load_experts
-    from paretomerge.fitting import loop
-    from paretomerge.fitting.options import FitRun, TrainingOptions
-    from paretomerge.fitting.parameters import Learned, Target
-    from paretomerge.fitting.sampling import coverage
-    from paretomerge.fitting.task_losses import Problem
-    from paretomerge.sets.targets import choose_targets
+    from paretomerge.data import Task, TensorInputs
+    from paretomerge.experts import load_experts
+    from paretomerge.fitting import FitRun, Learned, Problem, Target, TrainingOptions, coverage, loop
+    from paretomerge.sets import choose_targets
 
     name, k, objective = case["model"], case["k"], case["objective"]
     base, *others = (Path(m) for m in case["models"])

@@ -42,22 +42,14 @@ import torch
 from scipy.interpolate import RBFInterpolator
 
 from paretomerge import api, preferences
-from paretomerge.data.inputs import Inputs
-from paretomerge.data.tasks import Task
+from paretomerge.data import Inputs, Task
 from paretomerge.demo.run import assets
-from paretomerge.evaluation.evaluate import measure
-from paretomerge.experts.experts import load_experts
-from paretomerge.experts.heads import heads_of
-from paretomerge.models.shared import SharedModels
-from paretomerge.results.objective import Objective
-from paretomerge.results.quality import generational_distance, inverted_generational_distance, non_dominated, win_rate
-from paretomerge.search.bayesian import bayesian
-from paretomerge.search.direct import direct_search
-from paretomerge.search.nested import nested
-from paretomerge.search.plain import plain
-from paretomerge.search.sampling import box, budget
-from paretomerge.search.surrogate import r_squared
-from paretomerge.sets.choice import choose
+from paretomerge.evaluation import measure
+from paretomerge.experts import heads_of, load_experts
+from paretomerge.models import SharedModels
+from paretomerge.results import Objective, generational_distance, inverted_generational_distance, non_dominated, win_rate
+from paretomerge.search import bayesian, box, budget, direct_search, nested, plain, r_squared
+from paretomerge.sets import choose
 
 HERE = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("PARETOMERGE_CACHE") or HERE / ".cache")

@@ -25,12 +25,9 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from paretomerge.fitting.loop import Part, fit_
-from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.parameters import Learned
-from paretomerge.fitting.pwe_moe import start_
-from paretomerge.sets.modules import choose_modules
-from paretomerge.weights.lazy import TensorInfo
+from paretomerge.fitting import Learned, Part, TrainingOptions, fit_, start_
+from paretomerge.sets import choose_modules
+from paretomerge.weights import TensorInfo
 
 RESULTS = Path(__file__).parent / "results" / "pwe_step.json"
 CLASSES = 10

@@ -22,14 +22,13 @@ from typing import Any
 import torch
 
 from paretomerge import api
-from paretomerge.data.inputs import TensorInputs
-from paretomerge.data.tasks import Task
-from paretomerge.evaluation.evaluate import evaluate
-from paretomerge.experts.experts import load_experts
+from paretomerge.data import Task, TensorInputs
+from paretomerge.evaluation import evaluate
+from paretomerge.experts import load_experts
 from paretomerge.fitting import features, react
-from paretomerge.front.front import Front, front_of
-from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.lazy import Weights
+from paretomerge.front import Front, front_of
+from paretomerge.sets import ParetoSet
+from paretomerge.weights import Weights
 
 N_TASKS, N_INPUTS = 8, 2000
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from paretomerge.api import FitRun
-from paretomerge.experts.experts import load_experts
-from paretomerge.merges.processed import processed
-from paretomerge.results.objective import Objective
-from paretomerge.search.run import evaluator_for, facts_of
+from paretomerge.experts import load_experts
+from paretomerge.merges import processed
+from paretomerge.results import Objective
+from paretomerge.search import evaluator_for, facts_of
 
 N, COUNT = 8, 1000
 OBJECTIVES = [Objective(f"task{k}", "score", True, 0.0, 1.0) for k in range(N)]

@@ -24,9 +24,9 @@ import torch
 
 from paretomerge import api
 from paretomerge.demo.run import Demo, load
-from paretomerge.evaluation.evaluate import measure
-from paretomerge.front.front import Front, front_of
-from paretomerge.sets.pareto_set import ParetoSet
+from paretomerge.evaluation import measure
+from paretomerge.front import Front, front_of
+from paretomerge.sets import ParetoSet
 
 RESULTS = Path(__file__).parent / "results" / "steered.json"
 RANKS = (32, 16, 8, 4)

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 import transformers
 
-from paretomerge.front.front import Front
-from paretomerge.sets.factors import Factors
-from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.lazy import Weights
+from paretomerge.front import Front
+from paretomerge.sets import Factors, ParetoSet
+from paretomerge.weights import Weights
 
 SMALL = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 100}
 

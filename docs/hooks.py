@@ -56,8 +56,8 @@ def _table(options: dict[str, Any]) -> str:
 
 def recipe(_: str | None) -> str:
     """The keys of a recipe and of a task's inputs, from the models that check them."""
-    from paretomerge.data.spec import DataSpec
-    from paretomerge.recipes.recipe import Recipe
+    from paretomerge.data import DataSpec
+    from paretomerge.recipes import Recipe
 
     parts = []
     for title, model in (("The recipe", Recipe), ("A task's inputs, under `data`", DataSpec)):

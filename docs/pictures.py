@@ -15,9 +15,9 @@ import matplotlib
 
 from paretomerge.demo.run import ADA, NAMES, PM_ALL, PM_ATTENTION, PM_FITTED, SOUPS, TA, between, draw
 from paretomerge.preferences import parse
-from paretomerge.report.style import BASE, CURRENT, GRID, INK, OTHER, PALE, POINT
-from paretomerge.report.style import EXPERT as GREEN
-from paretomerge.results.rows import EXPERT, PRETRAINED, value
+from paretomerge.report import BASE, CURRENT, GRID, INK, OTHER, PALE, POINT
+from paretomerge.report import EXPERT as GREEN
+from paretomerge.results import EXPERT, PRETRAINED, value
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

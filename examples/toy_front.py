@@ -15,9 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from paretomerge.fitting.loop import Part, fit_
-from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.parameters import Learned, Target
+from paretomerge.fitting import Learned, Part, Target, TrainingOptions, fit_
 
 STEPS = 2000
 

@@ -82,7 +82,7 @@ class CommandLine:
 
 def command_line(here: Path, monkeypatch, capsys) -> CommandLine:
     """The command line in this process; ``here`` is the working directory."""
-    from paretomerge.cli.main import main
+    from paretomerge.cli import main
 
     monkeypatch.chdir(here)
 

@@ -6,10 +6,8 @@ import torch
 import transformers as hf
 
 import tiny
-from paretomerge.data.inputs import Inputs, TensorInputs, TextInputs
-from paretomerge.data.prompts import Prompts
-from paretomerge.data.tasks import Task
-from paretomerge.experts.experts import Experts, load_experts
+from paretomerge.data import Inputs, Prompts, Task, TensorInputs, TextInputs
+from paretomerge.experts import Experts, load_experts
 
 BARE = {"vit": hf.ViTModel, "bert": hf.BertModel}
 """Backbones without a head; their experts bring heads of 5 and 3 classes."""

@@ -8,12 +8,10 @@ import torch
 import task_data
 import tiny
 from paretomerge import api, preferences
-from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.experts.experts import load_experts
-from paretomerge.front.folder import load_front
-from paretomerge.front.front import Front
-from paretomerge.front.record import record
-from paretomerge.results.rows import Row
+from paretomerge.evaluation import standard_preferences
+from paretomerge.experts import load_experts
+from paretomerge.front import Front, load_front, record
+from paretomerge.results import Row
 
 
 def value(gamma: Sequence[float], k: int) -> float:

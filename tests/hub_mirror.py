@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 from torch import Tensor
 
 import tiny
-from paretomerge.data.spec import read_prompts
+from paretomerge.data import read_prompts
 
 datasets = pytest.importorskip("datasets")
 

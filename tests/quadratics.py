@@ -15,10 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from paretomerge.errors import Stopped
-from paretomerge.fitting.distributed import joined
-from paretomerge.fitting.loop import Part, fit_, world
-from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.parameters import Learned, Target
+from paretomerge.fitting import Learned, Part, Target, TrainingOptions, fit_, joined, world
 
 NAMES = ("first.weight", "second.weight", "bias")
 EXAMPLES = 12

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import expit
 
-from paretomerge.results.objective import Objective
+from paretomerge.results import Objective
 
 
 class Known:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from paretomerge.experts.experts import Experts, load_experts
+from paretomerge.experts import Experts, load_experts
 
 SHAPES = {
     "scalar": (),

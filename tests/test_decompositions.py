@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from paretomerge import UserError, decompositions, merges
 from paretomerge.decompositions import UndecomposableError, eigh, least_squares, qr, solve_from_right, svd
-from paretomerge.experts.experts import load_experts
-from paretomerge.fitting.closed_form import pareto_merging
+from paretomerge.experts import load_experts
+from paretomerge.fitting import pareto_merging
 from states import opened
 
 

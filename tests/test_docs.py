@@ -54,7 +54,7 @@ def test_a_page_runs(page, world, tmp_path, monkeypatch, capsys):
     for name in ("models", "loras", "vision", "data", "score.py"):
         (tmp_path / name).symlink_to(world / name)
     monkeypatch.chdir(tmp_path)
-    from paretomerge.fitting.objectives import OBJECTIVES
+    from paretomerge.fitting import OBJECTIVES
     from paretomerge.merges import MERGES
     from paretomerge.sets import SETS
 

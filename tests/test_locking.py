@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from paretomerge.errors import UserError
-from paretomerge.io import leftovers, locking
-from paretomerge.io.leftovers import folder_for, remove_folder, sweep, temporary
-from paretomerge.io.locking import locked, run_folder
-from paretomerge.weights.writing import whole_folder, write_json, write_marker, write_text
+from paretomerge.io import folder_for, leftovers, locked, locking, remove_folder, run_folder, sweep, temporary
+from paretomerge.weights import whole_folder, write_json, write_marker, write_text
 
 
 def killed(work) -> None:

@@ -9,13 +9,11 @@ import yaml
 from safetensors.torch import load_file
 
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
+from paretomerge.experts import load_experts
 from paretomerge.merges import MERGES
 from paretomerge.options import check_options
-from paretomerge.recipes.mergekit import convert
-from paretomerge.recipes.reading import read_recipe
-from paretomerge.recipes.recipe import Recipe
-from paretomerge.weights.lazy import Weights
+from paretomerge.recipes import Recipe, convert, read_recipe
+from paretomerge.weights import Weights
 
 GOLDEN = Path(__file__).parent / "golden" / "mergekit"
 CASES = {f"{case['models']}/{case['case']}": case for case in json.loads((GOLDEN / "cases.json").read_text())["cases"]}

@@ -6,12 +6,11 @@ from typing import Annotated
 import pytest
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.resolve import EVALUATORS, divided
-from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.pwe_moe import pwe_moe
+from paretomerge.evaluation import EVALUATORS, divided
+from paretomerge.fitting import TrainingOptions, pwe_moe
 from paretomerge.methods import describe_methods, functions
 from paretomerge.options import Without, arguments, check_options, settings_of
-from paretomerge.search.methods import SEARCHES
+from paretomerge.search import SEARCHES
 
 
 @pytest.mark.parametrize("row", describe_methods(), ids=lambda row: f"{row['command']} {row['name']}")

@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from paretomerge.data.sources import read_splits
+from paretomerge.data import read_splits
 from paretomerge.errors import UserError
-from paretomerge.weights.checkpoint import local, open_checkpoint
-from paretomerge.weights.hub import VARIABLE
+from paretomerge.weights import VARIABLE, local, open_checkpoint
 
 
 @pytest.fixture

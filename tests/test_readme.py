@@ -11,7 +11,7 @@ import pytest
 import task_data
 import tiny
 from paretomerge import api
-from paretomerge.cli.main import main
+from paretomerge.cli import main
 from paretomerge.demo import run as demo
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ def test_links_and_pictures_are_there():
 def test_the_readme_names_every_method():
     from paretomerge.fitting import FITS
     from paretomerge.merges import MERGES
-    from paretomerge.search.methods import SEARCHES
+    from paretomerge.search import SEARCHES
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not [name for name in (*MERGES, *FITS, *SEARCHES) if f"`{name}`" not in text]

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from paretomerge.errors import UserError
 from paretomerge.options import check_options, unknown
-from paretomerge.recipes.reading import combined, read_recipe
-from paretomerge.recipes.recipe import BaseMerge, Recipe, parse_size
+from paretomerge.recipes import BaseMerge, Recipe, combined, parse_size, read_recipe
 
 
 def write(folder: Path, text: str) -> Path:

@@ -17,10 +17,10 @@ from benchmarks.claims.scores import packed, scores, summary
 from benchmarks.claims.suite import Suite, Use
 from benchmarks.claims.vit import fast_maths
 from paretomerge import preferences
-from paretomerge.evaluation.evaluate import evaluate, sampled, select_unseen
-from paretomerge.front.front import Front
-from paretomerge.report.routing import routers_of, routing
-from paretomerge.results.rows import Row
+from paretomerge.evaluation import evaluate, sampled, select_unseen
+from paretomerge.front import Front
+from paretomerge.report import routers_of, routing
+from paretomerge.results import Row
 
 How = Literal["standard", "line", "spread", "unseen", "points", "seen points", "chosen", "searched"]
 """standard: equal at every task, priority and one-hot at the task preferred; line: 11 preferences between two tasks;

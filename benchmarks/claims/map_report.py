@@ -14,8 +14,8 @@ from benchmarks.claims.cells import Results
 from benchmarks.claims.searches import PREFERENCES
 from benchmarks.claims.table import Table
 from paretomerge import preferences
-from paretomerge.evaluation.evaluate import sampled
-from paretomerge.results.quality import generational_distance, inverted_generational_distance, win_rate
+from paretomerge.evaluation import sampled
+from paretomerge.results import generational_distance, inverted_generational_distance, win_rate
 
 MAP, DIRECT = "MAP", "direct search"
 Found = dict[str, Any]

@@ -17,14 +17,12 @@ from benchmarks.claims import vit
 from benchmarks.claims.sources import CACHE
 from benchmarks.claims.suite import Suite, Use, digest
 from paretomerge import api
-from paretomerge.data.tasks import Task
-from paretomerge.evaluation.evaluate import measure
-from paretomerge.experts.experts import Experts
-from paretomerge.experts.heads import heads_of
-from paretomerge.front.folder import load_front
-from paretomerge.front.front import Front, front_of
-from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.lazy import Weights
+from paretomerge.data import Task
+from paretomerge.evaluation import measure
+from paretomerge.experts import Experts, heads_of
+from paretomerge.front import Front, front_of, load_front
+from paretomerge.sets import ParetoSet
+from paretomerge.weights import Weights
 
 PRECISION: Literal["bfloat16", "float32"] = "bfloat16" if vit.has_bfloat16() else "float32"
 """Of fits, searches and measurements: bfloat16 where the processor multiplies it, in 0.6 of the time."""

@@ -18,8 +18,8 @@ from benchmarks.claims.cells import Results
 from benchmarks.claims.numbers import KINDS, Number, bold, kind_of, lead, numbers
 from benchmarks.claims.table import Table
 from paretomerge import preferences
-from paretomerge.report.plots import routing_figure as draw_routing
-from paretomerge.report.routing import Routing
+from paretomerge.report import Routing
+from paretomerge.report import routing_figure as draw_routing
 
 
 def accuracy(table: Table, results: Results) -> Iterator[str]:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paretomerge.data.tasks import Task
-from paretomerge.evaluation.measure import batches
+from paretomerge.data import Task
+from paretomerge.evaluation import batches
 
 
 @torch.inference_mode()

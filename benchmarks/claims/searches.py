@@ -11,16 +11,13 @@ import torch
 
 from benchmarks.claims.methods import EXPERTS, PRECISION, Bench, Method
 from paretomerge import api, preferences
-from paretomerge.data.tasks import Task
-from paretomerge.evaluation.evaluate import sampled
-from paretomerge.evaluation.evaluators import OnTasks
-from paretomerge.evaluation.front_models import FrontModels
-from paretomerge.evaluation.protocols import Measure
-from paretomerge.front.front import Front
-from paretomerge.merges.processed import processed
-from paretomerge.models.merged import ingredients_of
-from paretomerge.results.rows import Row
-from paretomerge.sets.searched import Searched
+from paretomerge.data import Task
+from paretomerge.evaluation import FrontModels, Measure, OnTasks, sampled
+from paretomerge.front import Front
+from paretomerge.merges import processed
+from paretomerge.models import ingredients_of
+from paretomerge.results import Row
+from paretomerge.sets import Searched
 
 if TYPE_CHECKING:
     from benchmarks.claims.cells import Cell

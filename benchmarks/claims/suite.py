@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks.claims.sources import CACHE
 from paretomerge import api
-from paretomerge.data.tasks import DataSpec, Task
-from paretomerge.experts.experts import Experts, load_experts
+from paretomerge.data import DataSpec, Task
+from paretomerge.experts import Experts, load_experts
 
 FOLDER = CACHE / "suites"
 Use = Literal["held-out", "transductive", "validation"]

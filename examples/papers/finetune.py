@@ -12,11 +12,10 @@ import torch
 import typer
 from transformers import AutoModelForImageClassification
 
-from paretomerge.data.sources import read_splits
-from paretomerge.data.tasks import load_task
-from paretomerge.models.build import device_of
-from paretomerge.recipes.reading import combined
-from paretomerge.weights.checkpoint import local
+from paretomerge.data import load_task, read_splits
+from paretomerge.models import device_of
+from paretomerge.recipes import combined
+from paretomerge.weights import local
 
 
 def main(

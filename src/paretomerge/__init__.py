@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from paretomerge.weights.lazy import Weights
 
 _HOMES = {
-    "load_experts": "experts.experts",
-    "Experts": "experts.experts",
-    "Weights": "weights.lazy",
+    "load_experts": "experts",
+    "Experts": "experts",
+    "Weights": "weights",
     "merge": "api",
     "fit": "api",
-    "load_front": "front.folder",
-    "Front": "front.front",
-    "ParetoSet": "sets.pareto_set",
+    "load_front": "front",
+    "Front": "front",
+    "ParetoSet": "sets",
     "UserError": "errors",
 }
 __all__ = ["Experts", "Front", "ParetoSet", "UserError", "Weights", "fit", "load_experts", "load_front", "merge"]

@@ -6,9 +6,9 @@ from transformers import AutoModelForCausalLM
 
 import fronts
 from commands import contents
-from paretomerge.app.exports import export, free_name, target
+from paretomerge.app import export, free_name, target
 from paretomerge.errors import UserError
-from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.weights import open_checkpoint
 
 
 @pytest.fixture(scope="module")

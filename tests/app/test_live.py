@@ -12,9 +12,9 @@ import fronts
 import task_data
 import tiny
 from paretomerge import api, load_front
-from paretomerge.app.live import Live, kind_of
+from paretomerge.app import Live, kind_of
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
+from paretomerge.experts import load_experts
 
 
 @pytest.fixture(scope="module")

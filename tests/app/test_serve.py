@@ -14,7 +14,7 @@ import pytest
 import fronts
 from commands import program
 from explorer import explored
-from paretomerge.app.serve import free_socket
+from paretomerge.app import free_socket
 from paretomerge.errors import UserError
 
 

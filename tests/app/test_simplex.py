@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge import preferences
-from paretomerge.app.simplex import CORNERS, at_place, moved, percentages, place
+from paretomerge.app import CORNERS, at_place, moved, percentages, place
 
 GAMMAS = st.integers(2, 8).flatmap(
     lambda K: st.integers(0, 10**6).map(lambda seed: preferences.dirichlet(K, 1, 0.3, seed)[0].tolist())

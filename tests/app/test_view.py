@@ -5,12 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 import fronts
-from paretomerge.app import panels
-from paretomerge.app.live import Answer
-from paretomerge.app.view import ALL, KNEE, Fields, View
+from paretomerge.app import ALL, KNEE, Answer, Fields, View, panels
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.results.measured import measured
+from paretomerge.evaluation import standard_preferences
+from paretomerge.results import measured
 
 TASKS = ("math", "code", "law")
 

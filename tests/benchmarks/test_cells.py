@@ -9,7 +9,7 @@ from benchmarks.claims import cells, methods, numbers, report, tables, verdicts
 from benchmarks.claims.numbers import Number
 from benchmarks.claims.table import Table
 from paretomerge import load_front
-from paretomerge.report.routing import routing
+from paretomerge.report import routing
 
 METHODS = [
     methods.PRETRAINED, methods.EXPERTS, methods.merged("TA", "task_arithmetic", scale=methods.one_over_k), methods.SOUPS,

@@ -11,7 +11,7 @@ from benchmarks.claims import cells, language, map_report, map_tables, methods, 
 from benchmarks.claims.suite import Suite, stamp
 from benchmarks.claims.table import Table
 from paretomerge import preferences
-from paretomerge.evaluation.evaluate import sampled
+from paretomerge.evaluation import sampled
 
 MAP = searches.search("MAP", "map", evaluations=10, population=8, generations=2, measure=0)
 DIRECT = searches.search("direct search", "direct-search", evaluations=12)

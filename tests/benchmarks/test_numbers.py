@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from benchmarks.claims import methods, numbers, scores
 from benchmarks.claims.numbers import Number, lead
-from paretomerge.evaluation.measure import measure
+from paretomerge.evaluation import measure
 
 
 def test_the_mean_of_the_scores_is_the_metric(suite):

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import tiny
-from paretomerge.experts.experts import load_experts
+from paretomerge.experts import load_experts
 from paretomerge.fitting import pareto_merging, soup
 from paretomerge.merges import MERGES, task_arithmetic
-from paretomerge.weights.writing import whole_folder, write_shards
+from paretomerge.weights import whole_folder, write_shards
 
 KINDS = list(tiny.ARCHITECTURES)
 

@@ -18,10 +18,8 @@ from commands import PROGRAM, contents
 from paretomerge import load_front
 from paretomerge.errors import UserError
 from paretomerge.evaluation import recording
-from paretomerge.front.record import record
-from paretomerge.front.verify import relocate
-from paretomerge.io.leftovers import temporary
-from paretomerge.io.locking import locked, run_folder
+from paretomerge.front import record, relocate
+from paretomerge.io import locked, run_folder, temporary
 
 PRINT = """echo '{"a": 0.5, "b": 0.25}'"""
 
@@ -125,7 +123,7 @@ def test_the_next_writer_removes_what_a_killed_one_left_in_a_front(cli, front):
 
 
 def test_an_export_of_the_page_and_a_new_front(cli, front):
-    from paretomerge.app.exports import export
+    from paretomerge.app import export
 
     opened = load_front(front)
     export(opened, (0.5, 0.5), "mine")

@@ -9,7 +9,7 @@ import fit_data
 from commands import apart, contents
 from fit_files import Family
 from paretomerge import api, load_front
-from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.weights import open_checkpoint
 
 SHORT = ("--option", "steps=4", "--option", "rank=3", "--option", "batch_size=6")
 

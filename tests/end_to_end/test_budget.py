@@ -7,9 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from paretomerge.experts.alignment import Options
-from paretomerge.experts.experts import inspect_experts, load_experts
-from paretomerge.fitting.budget import estimates
+from paretomerge.experts import Options, inspect_experts, load_experts
+from paretomerge.fitting import estimates
 
 
 def save(folder, tensors):

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 import tiny
 from commands import HEADS, apart, contents, program
 from paretomerge import fit, load_experts, load_front, merge
-from paretomerge.front.record import record
+from paretomerge.front import record
 from paretomerge.merges import MERGES
-from paretomerge.recipes.reading import combined
-from paretomerge.weights.checkpoint import INDEX, open_checkpoint
+from paretomerge.recipes import combined
+from paretomerge.weights import INDEX, open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mergekit"
 OPTIONS = {

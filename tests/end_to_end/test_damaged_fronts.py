@@ -15,15 +15,12 @@ from safetensors.torch import load, save_file
 import fit_data
 from damage import ODD, strict_json
 from paretomerge import fit, load_experts, load_front
-from paretomerge.app.panels import about
-from paretomerge.app.view import ALL, TWO, View
+from paretomerge.app import ALL, TWO, View, about
 from paretomerge.errors import UserError
-from paretomerge.front.card import model_card
-from paretomerge.front.front import FACTS, TENSORS, front_of
-from paretomerge.front.record import record
-from paretomerge.io.strict_json import compact_json
-from paretomerge.results.queries import knee
-from paretomerge.search.methods import SEARCHES
+from paretomerge.front import FACTS, TENSORS, front_of, model_card, record
+from paretomerge.io import compact_json
+from paretomerge.results import knee
+from paretomerge.search import SEARCHES
 from search_data import Known
 
 NUMBERS = (True, -1, 5, 10**30, 0.5, float("nan"), float("inf"))

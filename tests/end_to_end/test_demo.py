@@ -10,9 +10,9 @@ from transformers import AutoImageProcessor
 
 from commands import program
 from paretomerge import fit, load_experts, load_front
-from paretomerge.data.inputs import ImageInputs
+from paretomerge.data import ImageInputs
 from paretomerge.demo.run import assets
-from paretomerge.results.rows import Row, value
+from paretomerge.results import Row, value
 
 
 @pytest.mark.slow

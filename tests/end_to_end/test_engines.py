@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from paretomerge import load_front
-from paretomerge.weights.checkpoint import INDEX, SINGLE
+from paretomerge.weights import INDEX, SINGLE
 
 JOBS = {
     "closed form": ["--option", "rank=2"],
@@ -47,7 +47,7 @@ def test_engines_read_the_model_and_nothing_else(cli, zoo, job):
 
 def test_a_front_without_an_index_opens_and_gets_one(cli, zoo):
     """As they were written before; whoever changes the folder adds it."""
-    from paretomerge.front.record import record
+    from paretomerge.front import record
 
     cli("fit", *zoo.flags("llama"), "--option", "rank=2", "-o", "front")
     facts = json.loads(Path("front/pareto_set.json").read_text())

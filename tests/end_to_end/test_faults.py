@@ -17,13 +17,10 @@ import tiny
 from commands import PROGRAM, contents
 from paretomerge import load_experts, load_front, merge
 from paretomerge.errors import UserError
-from paretomerge.evaluation.store import FILE, Store
-from paretomerge.fitting.teacher_cache import ask
-from paretomerge.front.front import FACTS
-from paretomerge.weights import writing
-from paretomerge.weights.checkpoint import INDEX, SINGLE, open_checkpoint, read_json
-from paretomerge.weights.lora_files import open_adapter
-from paretomerge.weights.writing import whole_folder
+from paretomerge.evaluation import FILE, Store
+from paretomerge.fitting import ask
+from paretomerge.front import FACTS
+from paretomerge.weights import INDEX, SINGLE, open_adapter, open_checkpoint, read_json, whole_folder, writing
 
 
 def line_of(action, *parts) -> str:
@@ -128,7 +125,7 @@ def test_a_source_that_vanishes_after_it_was_opened(zoo, tmp_path):
 
 
 def test_a_source_that_vanishes_before_it_is_hashed(zoo, tmp_path):
-    from paretomerge.weights.hashing import hashes_of
+    from paretomerge.weights import hashes_of
 
     line_of(lambda: hashes_of([tmp_path / "gone.safetensors"]), "gone.safetensors: cannot be read (No such file or directory)")
 

@@ -17,7 +17,7 @@ import fit_data
 from commands import PROGRAM, apart, contents
 from fit_files import DATA, Family
 from paretomerge import load_front
-from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.weights import open_checkpoint
 from task_data import REVIEWS, write_csv
 
 STEPS = ("--option", "steps=8", "--option", "rank=3", "--option", "batch_size=6", "--option", "checkpoint_every=3")
@@ -164,8 +164,7 @@ def test_seeds(cli, families):
 
 def test_resume_looks_at_the_settings_first(cli, families, monkeypatch):
     """What cannot be resumed is refused before a model is built or an expert is asked; predictions are asked for once."""
-    from paretomerge.fitting import driver
-    from paretomerge.fitting.task_losses import Problem
+    from paretomerge.fitting import Problem, driver
 
     words = ["fit", *families["vit"].flags(), *STEPS, "-o", "front"]
     assert cli.refuses(*words, "--resume", "-q") == "front.run: no saved state to resume from: leave --resume out"

@@ -15,13 +15,12 @@ from safetensors.torch import save_file
 import tiny
 from damage import damaged, header_only
 from paretomerge import fit, load_experts, load_front
-from paretomerge.data.sources import read_splits
+from paretomerge.data import read_splits
 from paretomerge.errors import UserError
-from paretomerge.evaluation.store import Store
+from paretomerge.evaluation import Store
 from paretomerge.fitting.loop import _restore
-from paretomerge.recipes.reading import read_recipe
-from paretomerge.weights.checkpoint import INDEX, SINGLE, open_checkpoint
-from paretomerge.weights.lora_files import open_adapter
+from paretomerge.recipes import read_recipe
+from paretomerge.weights import INDEX, SINGLE, open_adapter, open_checkpoint
 
 RECIPE = b"""base: x
 experts: {a: y, b: z}

@@ -12,11 +12,10 @@ import fronts
 from commands import contents, program
 from paretomerge import UserError, load_experts
 from paretomerge.cli.terminal import fitting_bar, say, show_rows
-from paretomerge.front.card import model_card
-from paretomerge.io.plain_text import LONGEST
+from paretomerge.front import model_card
+from paretomerge.io import LONGEST
 from paretomerge.preferences import check_task, format, parse
-from paretomerge.report.plots import routing_figure
-from paretomerge.report.routing import Routing
+from paretomerge.report import Routing, routing_figure
 
 
 def test_an_evaluator_in_a_folder_whose_name_is_hostile(cli, zoo, monkeypatch):

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 import tiny
 from commands import apart
 from paretomerge import api, load_experts, load_front
-from paretomerge.data.inputs import TensorInputs
-from paretomerge.data.tasks import Task
+from paretomerge.data import Task, TensorInputs
 from paretomerge.fitting import task_losses as problem
-from paretomerge.weights.adapted import Adapted
+from paretomerge.weights import Adapted
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # peft asks the hub for the base's configuration
 

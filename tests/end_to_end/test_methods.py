@@ -2,8 +2,7 @@
 
 import json
 
-from paretomerge.fitting import FITS
-from paretomerge.fitting.on_data import FITS_ON_DATA
+from paretomerge.fitting import FITS, FITS_ON_DATA
 from paretomerge.merges import MERGES, MERGES_ON_DATA
 
 

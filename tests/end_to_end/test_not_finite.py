@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from paretomerge import api, load_experts, load_front
-from paretomerge.app.exports import export
+from paretomerge.app import export
 from paretomerge.errors import UserError
-from paretomerge.evaluation.front_models import FrontModels
-from paretomerge.weights.finite import check_finite
+from paretomerge.evaluation import FrontModels
+from paretomerge.weights import check_finite
 
 LARGE = "model.layers.0.self_attn.q_proj.weight"
 COPIED = "model.norm.weight"

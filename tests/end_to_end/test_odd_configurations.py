@@ -11,10 +11,9 @@ import transformers as hf
 import fronts
 import task_data
 from paretomerge import load_front
-from paretomerge.app.live import Live
+from paretomerge.app import Live
 from paretomerge.errors import UserError
-from paretomerge.experts.architecture import empty_model, model_class
-from paretomerge.experts.pretrained import load_beside
+from paretomerge.experts import empty_model, load_beside, model_class
 
 CHANGES = [
     {"architectures": -1}, {"architectures": "LlamaForCausalLM"}, {"architectures": [7]}, {"architectures": {"0": "x"}},

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.control_group import Group
 from commands import PROGRAM
-from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.weights import open_checkpoint
 
 MIB = 2**20
 WIDTH = 1024

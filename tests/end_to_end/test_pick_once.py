@@ -5,7 +5,7 @@ import pytest
 import paretomerge
 import tiny
 from paretomerge import preferences
-from paretomerge.front.front import Front
+from paretomerge.front import Front
 
 
 @pytest.mark.parametrize("method", ["soup", "pareto-merging"])

@@ -11,7 +11,7 @@ import paretomerge
 import tiny
 from commands import HEADS, apart, contents
 from paretomerge import UserError, fit, load_experts, load_front, merge
-from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.weights import open_checkpoint
 
 PREFERENCES = ("a=0.7,b=0.3", "only:b", "priority:a", {"b": 3, "a": 1}, (0.2, 0.8), "equal")
 

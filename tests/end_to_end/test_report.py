@@ -8,9 +8,8 @@ from transformers import AutoModelForCausalLM
 
 import fronts
 from paretomerge import api, load_front
-from paretomerge.evaluation.evaluate import measure
-from paretomerge.results.measured import measured
-from paretomerge.results.rows import value
+from paretomerge.evaluation import measure
+from paretomerge.results import measured, value
 
 
 def test_report(cli, tmp_path):

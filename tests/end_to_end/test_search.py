@@ -18,7 +18,7 @@ import fit_data
 import paretomerge
 from commands import PROGRAM, apart, contents
 from paretomerge import load_front
-from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.weights import open_checkpoint
 from task_data import REVIEWS, WORDS, companions, write_csv
 
 SCRIPT = """

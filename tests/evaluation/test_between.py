@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial import Delaunay
 
 from paretomerge import preferences
-from paretomerge.results.interpolation import between
+from paretomerge.results import between
 
 
 def points(K: int, n: int, seed: int) -> list[tuple[float, ...]]:

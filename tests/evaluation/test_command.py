@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretomerge.evaluation import command
-from paretomerge.evaluation.outcomes import Failed
+from paretomerge.evaluation import Failed, command
 
 
 def alive(pid: int) -> bool:

@@ -3,8 +3,7 @@
 import pytest
 
 from paretomerge.errors import UserError
-from paretomerge.results.metrics import METRICS, check_range, larger_is_better, objective, objectives_of, row_of
-from paretomerge.results.objective import Objective
+from paretomerge.results import METRICS, Objective, check_range, larger_is_better, objective, objectives_of, row_of
 
 
 def test_known_metrics_need_no_declaration():

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from paretomerge import preferences
-from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.results.estimate import Estimator
-from paretomerge.results.interpolation import between
+from paretomerge.evaluation import standard_preferences
+from paretomerge.results import Estimator, between
 
 
 def measured_at(K: int, sample: int = 3) -> np.ndarray:

@@ -13,18 +13,13 @@ from hypothesis import strategies as st
 
 import tiny
 from paretomerge import api, preferences
-from paretomerge.data.inputs import TensorInputs
-from paretomerge.data.tasks import DataSpec, Task, load_task
+from paretomerge.data import DataSpec, Task, TensorInputs, load_task
 from paretomerge.errors import UserError
-from paretomerge.evaluation import evaluators
-from paretomerge.evaluation.evaluate import evaluate, measure, sampled, select_unseen, standard_preferences
-from paretomerge.experts.experts import load_experts
-from paretomerge.front.folder import load_front
-from paretomerge.front.front import Front
-from paretomerge.front.record import record
+from paretomerge.evaluation import evaluate, evaluators, measure, sampled, select_unseen, standard_preferences
+from paretomerge.experts import load_experts
+from paretomerge.front import Front, load_front, record
 from paretomerge.models import shared as shared_models
-from paretomerge.results.queries import best_with, knee
-from paretomerge.results.rows import Row
+from paretomerge.results import Row, best_with, knee
 from task_data import REVIEWS, companions, config, paint, write_csv
 
 

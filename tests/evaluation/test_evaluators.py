@@ -13,17 +13,13 @@ import transformers
 
 import fit_data
 import tiny
-from paretomerge.data.tasks import Task
+from paretomerge.data import Task
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluators import ByCommand, ByFunction, OnTasks, for_search
-from paretomerge.evaluation.measure import measure
-from paretomerge.evaluation.outcomes import Failed
-from paretomerge.experts.experts import load_experts
-from paretomerge.merges.linear import task_arithmetic
-from paretomerge.merges.processed import processed
-from paretomerge.models.build import build_model
-from paretomerge.models.merged import ingredients_of
-from paretomerge.results.metrics import objective
+from paretomerge.evaluation import ByCommand, ByFunction, Failed, OnTasks, for_search, measure
+from paretomerge.experts import load_experts
+from paretomerge.merges import processed, task_arithmetic
+from paretomerge.models import build_model, ingredients_of
+from paretomerge.results import objective
 
 C = (0.75, 0.25)
 SCORES = [objective("a", "score:max:0:1"), objective("b", "score:max:0:1")]

@@ -9,11 +9,11 @@ import torch
 import task_data
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.evaluation.lm_eval import ByHarness
-from paretomerge.experts.experts import load_experts
-from paretomerge.merges.processed import processed
-from paretomerge.models.merged import ingredients_of
-from paretomerge.results.metrics import objective
+from paretomerge.evaluation import ByHarness
+from paretomerge.experts import load_experts
+from paretomerge.merges import processed
+from paretomerge.models import ingredients_of
+from paretomerge.results import objective
 
 METRICS = [objective("a", "gsm8k/exact_match,strict-match"), objective("b", "wikitext/word_perplexity")]
 

@@ -9,14 +9,10 @@ import torch
 import fit_data
 from paretomerge import api
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import evaluate
-from paretomerge.evaluation.evaluators import ByFunction, OnTasks, for_search
-from paretomerge.evaluation.front_models import FrontModels
-from paretomerge.evaluation.protocols import Work
-from paretomerge.evaluation.workers import in_process, pool_of
-from paretomerge.merges.processed import processed
-from paretomerge.models.merged import ingredients_of
-from paretomerge.results.metrics import objective
+from paretomerge.evaluation import ByFunction, FrontModels, OnTasks, Work, evaluate, for_search, in_process, pool_of
+from paretomerge.merges import processed
+from paretomerge.models import ingredients_of
+from paretomerge.results import objective
 
 SCORES = [objective("a", "score:max"), objective("b", "score:max")]
 JOBS = [((0.1 * i, 1 - 0.07 * i), ("a", "b") if i % 3 else ("b",)) for i in range(7)]

@@ -6,9 +6,8 @@ import subprocess
 import pytest
 
 from paretomerge import UserError
-from paretomerge.evaluation.evaluators import ByCommand
-from paretomerge.evaluation.placeholders import VARIABLES, with_references
-from paretomerge.results.objective import Objective
+from paretomerge.evaluation import VARIABLES, ByCommand, with_references
+from paretomerge.results import Objective
 
 HOSTILE = 'it\'s "$(touch PWNED)" `touch PWNED`; touch PWNED & * \\ \n{tasks} $HOME <b> 数学'
 PRINT = r"printf '%s\0'"

@@ -12,13 +12,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, ViTImageProcessor
 
-from paretomerge.data.inputs import ImageInputs, Inputs, TensorInputs, TextInputs
-from paretomerge.data.labels import class_numbers
-from paretomerge.data.tasks import DataSpec, Task, load_task, zero_shot_head
+from paretomerge.data import (
+    DataSpec,
+    ImageInputs,
+    Inputs,
+    Task,
+    TensorInputs,
+    TextInputs,
+    class_numbers,
+    load_task,
+    zero_shot_head,
+)
 from paretomerge.demo import run as demo
 from paretomerge.errors import UserError
-from paretomerge.models.predict import predict
-from paretomerge.weights.checkpoint import read_json
+from paretomerge.models import predict
+from paretomerge.weights import read_json
 from task_data import COLOURS, NAMES, REVIEWS, WORDS, companions, config, paint, write_csv
 from tiny import model, save
 
@@ -207,8 +215,7 @@ def test_a_folder_of_split_files_and_a_split_without_labels(tmp_path: Path, fold
 
 @given(n=st.integers(2, 40), limit=st.integers(1, 50), seed=st.integers(0, 5))
 def test_halves_and_limits_never_overlap(tmp_path_factory, folder: Path, n: int, limit: int, seed: int) -> None:
-    from paretomerge.data.sources import Split
-    from paretomerge.data.splits import choose
+    from paretomerge.data import Split, choose
 
     split = Split("x", {"text": list(range(n))})
     found = choose(

@@ -14,13 +14,14 @@ import hub_mirror
 from commands import CommandLine, command_line
 from hub_mirror import PAPERS
 from paretomerge import api
-from paretomerge.data.spec import read_prompts
-from paretomerge.evaluation.measure import measure
-from paretomerge.experts.experts import load_experts
-from paretomerge.front.folder import load_front
-from paretomerge.recipes.reading import combined
-from paretomerge.report.published import _all, figures_of, slug
-from paretomerge.weights.hub import VARIABLE, mirrored
+from paretomerge.data import read_prompts
+from paretomerge.evaluation import measure
+from paretomerge.experts import load_experts
+from paretomerge.front import load_front
+from paretomerge.recipes import combined
+from paretomerge.report import figures_of, slug
+from paretomerge.report.published import _all
+from paretomerge.weights import VARIABLE, mirrored
 
 datasets = pytest.importorskip("datasets")
 

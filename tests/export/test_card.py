@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from paretomerge.front.card import model_card
+from paretomerge.front import model_card
 
 CACHED = "/home/me/.cache/huggingface/hub/models--{}/snapshots/0123abcd"
 

@@ -11,10 +11,8 @@ from safetensors.torch import load_file
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.front.adapter_folder import write_lora
-from paretomerge.weights.checkpoint import open_checkpoint
-from paretomerge.weights.lora_files import open_adapter
-from paretomerge.weights.low_rank import LowRank
+from paretomerge.front import write_lora
+from paretomerge.weights import LowRank, open_adapter, open_checkpoint
 
 MODULES = {
     "llama": [

@@ -8,9 +8,8 @@ import torch
 import oracles
 from paretomerge import preferences
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import Experts, load_experts
-from paretomerge.fitting import closed_form
-from paretomerge.fitting.closed_form import pareto_merging, tchebycheff_mixing, tucker2
+from paretomerge.experts import Experts, load_experts
+from paretomerge.fitting import closed_form, pareto_merging, tchebycheff_mixing, tucker2
 from paretomerge.merges import task_arithmetic, ties
 from states import NAMES, near, opened
 

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 
 import quadratics
 from paretomerge.errors import UserError
-from paretomerge.fitting.epo import exact_pareto, non_uniformity
-from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.scalarization import scalarization
+from paretomerge.fitting import TrainingOptions, exact_pareto, non_uniformity, scalarization
 
 # -- one step
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from paretomerge.errors import UserError
-from paretomerge.fitting.tensorboard import events
+from paretomerge.fitting import events
 
 
 def logged(step: int, value: float) -> dict:

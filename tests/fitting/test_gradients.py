@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paretomerge.fitting.gradients import Part, by_one_gradient, by_small_gradients
-from paretomerge.fitting.scalarization import relative_weight, scalarization
+from paretomerge.fitting import Part, by_one_gradient, by_small_gradients, relative_weight, scalarization
 from quadratics import problem
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paretomerge.fitting.parameters import Learned, Target
-from paretomerge.weights.low_rank import LowRank
+from paretomerge.fitting import Learned, Target
+from paretomerge.weights import LowRank
 
 SHAPES = {
     "attn.query.weight": (6, 5),

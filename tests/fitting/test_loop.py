@@ -19,10 +19,17 @@ from scipy.optimize import minimize_scalar, nnls
 import quadratics
 from paretomerge import preferences
 from paretomerge.errors import Stopped, UserError
-from paretomerge.fitting.loop import Part, check_run, fit_, lr_of_step
-from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.parameters import Learned
-from paretomerge.fitting.sampling import preference_of_step, seed_of, tasks_of_step
+from paretomerge.fitting import (
+    Learned,
+    Part,
+    TrainingOptions,
+    check_run,
+    fit_,
+    lr_of_step,
+    preference_of_step,
+    seed_of,
+    tasks_of_step,
+)
 from quadratics import Interrupt, problem
 
 # -- the choices of a step
@@ -626,8 +633,7 @@ def test_two_processes_stop_and_go_on_together(together):
 
 
 def test_alone_no_process_is_waited_for(monkeypatch):
-    from paretomerge.fitting.distributed import joined
-    from paretomerge.fitting.loop import world
+    from paretomerge.fitting import joined, world
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as first:

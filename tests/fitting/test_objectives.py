@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from paretomerge.errors import UserError
-from paretomerge.fitting.objectives import OBJECTIVES, Predictions, marginal_entropy
+from paretomerge.fitting import OBJECTIVES, Predictions, marginal_entropy
 
 N, CLASSES = 6, 4
 

@@ -16,15 +16,21 @@ from commands import contents
 from paretomerge import api, load_front, preferences
 from paretomerge.api import FitRun
 from paretomerge.errors import Stopped, UserError
-from paretomerge.fitting import on_data
-from paretomerge.fitting.objectives import OBJECTIVES, Predictions
-from paretomerge.fitting.on_data import ADAMERGING, PAPER, adamerging, pareto_merging_on_data
-from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.parameters import Learned
-from paretomerge.fitting.task_losses import Problem
-from paretomerge.front.front import Front
-from paretomerge.merges.ties import trimmed_and_elected
-from paretomerge.models.predict import predict
+from paretomerge.fitting import (
+    ADAMERGING,
+    OBJECTIVES,
+    Learned,
+    Predictions,
+    Problem,
+    TrainingOptions,
+    adamerging,
+    on_data,
+    pareto_merging_on_data,
+)
+from paretomerge.fitting.on_data import PAPER
+from paretomerge.front import Front
+from paretomerge.merges import trimmed_and_elected
+from paretomerge.models import predict
 from quadratics import Interrupt
 from states import family, opened
 

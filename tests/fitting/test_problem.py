@@ -11,14 +11,11 @@ from torch.nn import functional as F
 import fit_data
 import tiny
 from paretomerge import api
-from paretomerge.data.inputs import TensorInputs, TextInputs
-from paretomerge.data.tasks import Task
+from paretomerge.data import Task, TensorInputs, TextInputs
 from paretomerge.errors import UserError
+from paretomerge.fitting import OBJECTIVES, FitRun, Predictions, Problem, TrainingOptions, marginal_entropy
 from paretomerge.fitting import task_losses as module
-from paretomerge.fitting.objectives import OBJECTIVES, Predictions, marginal_entropy
-from paretomerge.fitting.options import FitRun, TrainingOptions
-from paretomerge.fitting.task_losses import Problem
-from paretomerge.models.predict import predict
+from paretomerge.models import predict
 
 KINDS = ("vit", "bert", "gpt2", "clip", "resnet")
 

@@ -15,12 +15,12 @@ from commands import contents
 from paretomerge import api, load_front
 from paretomerge.api import FitRun
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import evaluate
-from paretomerge.evaluation.front_models import FrontModels
-from paretomerge.fitting.react import _BETAS, _Grams, _KeptApart, react, rotation
-from paretomerge.front.front import front_of
-from paretomerge.models.predict import predict
-from paretomerge.sets.corrected import Corrected
+from paretomerge.evaluation import FrontModels, evaluate
+from paretomerge.fitting import react, rotation
+from paretomerge.fitting.react import _BETAS, _Grams, _KeptApart
+from paretomerge.front import front_of
+from paretomerge.models import predict
+from paretomerge.sets import Corrected
 
 KINDS = ("vit", "bert", "clip", "resnet", "llama")
 AUTO = {

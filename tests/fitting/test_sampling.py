@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from paretomerge.fitting.options import TrainingOptions
-from paretomerge.fitting.sampling import coverage, preference_of_step
+from paretomerge.fitting import TrainingOptions, coverage, preference_of_step
 
 
 @pytest.mark.parametrize("sampling", ["dirichlet", "stratified", "corners"])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchjd.aggregation import MGDAWeighting
 
 from paretomerge.errors import UserError
-from paretomerge.fitting.scalarization import linear, scalarization, shortest, smooth_tchebycheff
+from paretomerge.fitting import linear, scalarization, shortest, smooth_tchebycheff
 
 NOTHING = torch.empty(0, 0)
 gammas = st.integers(1, 6).flatmap(lambda K: st.lists(st.floats(1e-6, 1), min_size=K, max_size=K))

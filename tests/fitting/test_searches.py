@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from paretomerge.errors import UserError
-from paretomerge.front.folder import load_front
-from paretomerge.front.front import front_of
+from paretomerge.front import front_of, load_front
 from paretomerge.options import arguments, check_options
-from paretomerge.search.methods import SEARCHES
+from paretomerge.search import SEARCHES
 from search_data import Known
 from states import family, opened
 

@@ -14,11 +14,10 @@ from commands import contents
 from paretomerge import api, load_front
 from paretomerge.api import FitRun
 from paretomerge.errors import Stopped, UserError
+from paretomerge.fitting import Learned, steered
 from paretomerge.fitting import pwe_moe as routed
-from paretomerge.fitting import steered
-from paretomerge.fitting.parameters import Learned
 from paretomerge.fitting.pwe_moe import PAPER
-from paretomerge.front.front import Front
+from paretomerge.front import Front
 from quadratics import Interrupt
 
 SHORT = {"steps": 6, "batch_size": 8}

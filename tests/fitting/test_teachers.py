@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from paretomerge.data.inputs import TensorInputs
+from paretomerge.data import TensorInputs
+from paretomerge.fitting import Kept, ask, key_of, largest
 from paretomerge.fitting import teacher_cache as teachers
-from paretomerge.fitting.teacher_cache import Kept, ask, key_of
-from paretomerge.fitting.top_k import largest
 
 N = 10
 

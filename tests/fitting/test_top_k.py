@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from paretomerge.fitting import top_k
-from paretomerge.fitting.objectives import OBJECTIVES, Predictions
-from paretomerge.fitting.top_k import divergence, largest
+from paretomerge.fitting import OBJECTIVES, Predictions, divergence, largest, top_k
 
 
 def logits(n: int, classes: int, seed: int, size: float = 2.0, dtype=torch.float64) -> Tensor:

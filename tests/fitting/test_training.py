@@ -12,10 +12,9 @@ from commands import contents
 from paretomerge import api, load_front
 from paretomerge.api import FitRun
 from paretomerge.errors import UserError
-from paretomerge.fitting.epo import non_uniformity
-from paretomerge.fitting.training import Dense
-from paretomerge.front.front import Front
-from paretomerge.models.predict import predict
+from paretomerge.fitting import Dense, non_uniformity
+from paretomerge.front import Front
+from paretomerge.models import predict
 
 SHORT = {"steps": 5, "batch_size": 8}
 

@@ -4,16 +4,12 @@ import pytest
 import torch
 
 import tiny
-from paretomerge.data.inputs import Rows, TensorInputs
-from paretomerge.data.prompts import Prompts
-from paretomerge.data.tasks import Task
+from paretomerge.data import Prompts, Rows, Task, TensorInputs
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluators import OnTasks, for_search
-from paretomerge.evaluation.measure import measure
-from paretomerge.evaluation.tuning import Tuning, tuned, tuning_inputs
-from paretomerge.experts.experts import load_experts
-from paretomerge.merges.processed import processed
-from paretomerge.models.merged import ingredients_of
+from paretomerge.evaluation import OnTasks, Tuning, for_search, measure, tuned, tuning_inputs
+from paretomerge.experts import load_experts
+from paretomerge.merges import processed
+from paretomerge.models import ingredients_of
 
 
 def inputs(n: int, seed: int = 0, labelled: bool = True) -> TensorInputs:

@@ -6,7 +6,7 @@ import torch
 import oracles
 from paretomerge import merges
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import Experts
+from paretomerge.experts import Experts
 from states import DTYPES, MATRICES, NAMES, assert_same, family, opened
 
 COUNTS = [1, 2, 3, 8]

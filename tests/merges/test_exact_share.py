@@ -6,10 +6,8 @@ import pytest
 import torch
 
 from paretomerge import merges
-from paretomerge.experts.experts import Experts
-from paretomerge.merges import threshold
-from paretomerge.merges.processed import processed
-from paretomerge.merges.ties import trimmed_and_elected
+from paretomerge.experts import Experts
+from paretomerge.merges import processed, threshold, trimmed_and_elected
 from states import opened
 
 SHAPES = {"up.weight": (60, 37), "norm.weight": (53,), "down.weight": (41, 50), "conv.weight": (6, 5, 3, 3)}

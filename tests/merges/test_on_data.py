@@ -12,11 +12,9 @@ from torch import Tensor, nn
 import fit_data
 import tiny
 from paretomerge import api, merges
-from paretomerge.data.inputs import Inputs, TextInputs
-from paretomerge.data.tasks import Task
+from paretomerge.data import Inputs, Task, TextInputs
 from paretomerge.errors import UserError
-from paretomerge.experts.architecture import live_names
-from paretomerge.experts.experts import Experts, load_experts
+from paretomerge.experts import Experts, live_names, load_experts
 from paretomerge.merges import calibration as in_turn
 
 fisher_module = sys.modules["paretomerge.merges.fisher"]  # its function has the same name

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
-from paretomerge.merges import dare_linear, task_arithmetic, ties, tsv
-from paretomerge.merges.processed import for_every_name, processed, with_coefficients
+from paretomerge.experts import load_experts
+from paretomerge.merges import dare_linear, for_every_name, processed, task_arithmetic, ties, tsv, with_coefficients
 from states import DTYPES, family, opened
 
 MERGES = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from paretomerge import merges
-from paretomerge.weights.writing import write_safetensors
+from paretomerge.weights import write_safetensors
 from states import NAMES, family, near, opened, state
 
 SYMMETRIC = ["average", "task_arithmetic", "ties", "slerp", "tsv", "iso_c"]

@@ -8,7 +8,7 @@ import torch
 
 import oracles
 from paretomerge import merges
-from paretomerge.experts.experts import Experts
+from paretomerge.experts import Experts
 from states import DTYPES, NAMES, assert_same, family, opened
 
 DENSITY = [0.5, 0.25, 0.75]  # multiples of 2⁻¹⁶: the probabilities in use are exactly these

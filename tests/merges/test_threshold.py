@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from paretomerge.experts.experts import Experts
-from paretomerge.merges import threshold
-from paretomerge.merges.threshold import Threshold, magnitude_thresholds
+from paretomerge.experts import Experts
+from paretomerge.merges import Threshold, magnitude_thresholds, threshold
 from states import opened
 
 DENSITIES = [0.0, 1e-4, 0.01, 0.2, 0.5, 0.9, 0.999, 1.0]

@@ -7,10 +7,9 @@ import plotly.graph_objects as go
 import pytest
 
 import fronts
-from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.report import figures
-from paretomerge.report.style import STYLES
-from paretomerge.results.measured import measured
+from paretomerge.evaluation import standard_preferences
+from paretomerge.report import STYLES, figures
+from paretomerge.results import measured
 
 
 def known(n: int, metric: str = "accuracy", prefix: str = "task"):

@@ -11,15 +11,10 @@ import torch
 import fronts
 from paretomerge import api, preferences
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.experts.experts import load_experts
-from paretomerge.front.folder import load_front
-from paretomerge.front.record import record
-from paretomerge.report.layers import changes
-from paretomerge.report.page import gather, html
-from paretomerge.report.paper import write_figures
-from paretomerge.report.routing import routing
-from paretomerge.report.run_log import read_run
+from paretomerge.evaluation import standard_preferences
+from paretomerge.experts import load_experts
+from paretomerge.front import load_front, record
+from paretomerge.report import changes, gather, html, read_run, routing, write_figures
 
 
 class Seen(HTMLParser):

@@ -5,10 +5,9 @@ import pytest
 import fronts
 from paretomerge import preferences
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.report.page import gather, html
-from paretomerge.report.published import beside, figures_of, slug
-from paretomerge.results.measured import measured
+from paretomerge.evaluation import standard_preferences
+from paretomerge.report import beside, figures_of, gather, html, slug
+from paretomerge.results import measured
 
 EIGHT = ("sun397", "cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd")
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from paretomerge.errors import UserError
-from paretomerge.report.plots import routing_figure
-from paretomerge.report.routing import Routing
+from paretomerge.report import Routing, routing_figure
 
 
 @pytest.mark.parametrize("name", ["m{}", "model.language_model.layers.{}.self_attention.q_proj_and_more"])

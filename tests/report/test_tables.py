@@ -7,9 +7,9 @@ import pytest
 
 import fronts
 from paretomerge import preferences
-from paretomerge.evaluation.evaluate import standard_preferences
-from paretomerge.front.tables import metrics_of
-from paretomerge.results.measured import Metric, Point, hypervolume, measured
+from paretomerge.evaluation import standard_preferences
+from paretomerge.front import metrics_of
+from paretomerge.results import Metric, Point, hypervolume, measured
 
 TASKS = ("a", "b", "c")
 SPECS = ["equal", "only:a", "only:b", "only:c", "a=0.5,b=0.3,c=0.2"]

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluations import Evaluations
-from paretomerge.evaluation.outcomes import Failed, checked, tried
-from paretomerge.evaluation.store import Store
-from paretomerge.results.objective import Objective
+from paretomerge.evaluation import Evaluations, Failed, Store, checked, tried
+from paretomerge.results import Objective
 
 A, B = Objective("a", "score", True, 0.0, 1.0), Objective("b", "loss", False, 0.0, None)
 

@@ -4,14 +4,24 @@ import numpy as np
 import pytest
 
 from paretomerge.errors import UserError
-from paretomerge.results.objective import Objective, losses
-from paretomerge.results.quality import generational_distance, inverted_generational_distance, win_rate
-from paretomerge.search.bayesian import bayesian, bin_scores, bins, draw, n_bins, softmax
-from paretomerge.search.cached import Counted
-from paretomerge.search.direct import direct_search, moead
-from paretomerge.search.plain import partitions, plain, predicted_front
-from paretomerge.search.result import spread
-from paretomerge.search.sampling import box, sample
+from paretomerge.results import Objective, generational_distance, inverted_generational_distance, losses, win_rate
+from paretomerge.search import (
+    Counted,
+    bayesian,
+    bin_scores,
+    bins,
+    box,
+    direct_search,
+    draw,
+    moead,
+    n_bins,
+    partitions,
+    plain,
+    predicted_front,
+    sample,
+    softmax,
+    spread,
+)
 from search_data import Known
 
 

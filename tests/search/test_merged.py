@@ -6,12 +6,10 @@ import torch
 
 import fit_data
 import tiny
-from paretomerge.experts.experts import load_experts
-from paretomerge.merges.linear import task_arithmetic
-from paretomerge.merges.processed import processed
-from paretomerge.models.merged import ingredients_of
-from paretomerge.weights.lazy import as_bytes
-from paretomerge.weights.vectors import added
+from paretomerge.experts import load_experts
+from paretomerge.merges import processed, task_arithmetic
+from paretomerge.models import ingredients_of
+from paretomerge.weights import added, as_bytes
 
 CPU = torch.device("cpu")
 

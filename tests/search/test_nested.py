@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from paretomerge.results.objective import Objective
-from paretomerge.search.nested import nested
-from paretomerge.search.sampling import box
+from paretomerge.results import Objective
+from paretomerge.search import box, nested
 from search_data import Known
 
 QUICK = {"population": 40, "generations": 30}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.errors import UserError
-from paretomerge.search.sampling import anchor_points, box, budget, sample
+from paretomerge.search import anchor_points, box, budget, sample
 
 METHODS = ["uniform", "sobol", "grid"]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.errors import UserError
-from paretomerge.evaluation.store import FILE, Store, as_point
+from paretomerge.evaluation import FILE, Store, as_point
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -8,10 +8,8 @@ from scipy.optimize import curve_fit
 from scipy.special import expit
 
 from paretomerge.errors import UserError
-from paretomerge.results.objective import Objective
-from paretomerge.search.link_functions import link_of
-from paretomerge.search.sampling import box, sample
-from paretomerge.search.surrogate import features, fit_surrogates
+from paretomerge.results import Objective
+from paretomerge.search import box, features, fit_surrogates, link_of, sample
 from search_data import Known, quadratic_values
 
 RANGES = {"identity": (None, None), "sigmoid": (-1.0, 3.0), "softplus": (2.0, None), "softplus below": (None, 2.0)}

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretomerge.sets.choice import choose, normalised
+from paretomerge.sets import choose, normalised
 
 CONCAVE = np.stack([np.sin(np.linspace(0, np.pi / 2, 19)), np.cos(np.linspace(0, np.pi / 2, 19))], 1)  # losses
 weights = st.lists(st.floats(0.01, 1), min_size=2, max_size=2).map(lambda w: np.array(w) / sum(w))

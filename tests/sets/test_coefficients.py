@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from paretomerge.sets.coefficients import Coefficients, Shared, shapes
-from paretomerge.weights.lazy import Weights
+from paretomerge.sets import Coefficients, Shared
+from paretomerge.sets.coefficients import shapes
+from paretomerge.weights import Weights
 
 KINDS = ("constant", "affine", "routed")
 """With parameters in tensors; the proportional one has its λ among the facts."""

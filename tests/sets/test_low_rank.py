@@ -6,10 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.preferences import one_hot
-from paretomerge.sets import restored
-from paretomerge.sets.factors import Factors, folded
-from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.weights.lazy import Weights
+from paretomerge.sets import Factors, ParetoSet, folded, restored
+from paretomerge.weights import Weights
 from states import DTYPES, state
 
 QKV = {"attn.query.weight": (6, 5), "attn.key.weight": (3, 5), "attn.value.weight": (6, 5)}
@@ -152,8 +150,7 @@ def test_reading_leaves_the_base_alone():
 def test_stored_and_restored(tmp_path):
     import json
 
-    from paretomerge.weights.checkpoint import open_checkpoint
-    from paretomerge.weights.writing import write_safetensors
+    from paretomerge.weights import open_checkpoint, write_safetensors
 
     pareto_set = low_rank()
     tensors, facts = pareto_set.stored()
@@ -220,8 +217,8 @@ def vit_b_32(fused):
 
 @pytest.mark.parametrize("fused, option, share", [(True, False, 0.005), (False, True, 0.005), (False, False, 0.008)])
 def test_parameters_added_to_a_vit_b_32(fused, option, share):
-    from paretomerge.sets.targets import choose_targets
-    from paretomerge.weights.lazy import TensorInfo
+    from paretomerge.sets import choose_targets
+    from paretomerge.weights import TensorInfo
 
     K, r = 2, 16
     infos = {name: TensorInfo(shape, torch.float32) for name, shape in vit_b_32(fused).items()}

@@ -7,10 +7,9 @@ from packaging.version import Version
 
 import tiny
 from paretomerge.errors import UserError
+from paretomerge.sets import choose_modules, depth
 from paretomerge.sets.coefficients import shapes
-from paretomerge.sets.modules import choose_modules, depth
-from paretomerge.weights.lazy import TensorInfo
-from paretomerge.weights.roles import is_matrix
+from paretomerge.weights import TensorInfo, is_matrix
 
 RENAMED = Version(hf.__version__).major >= 5
 """Modules have other names in memory since transformers 5; files keep those of transformers 4."""

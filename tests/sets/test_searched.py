@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from paretomerge.merges.processed import for_every_name, processed, with_coefficients
+from paretomerge.merges import for_every_name, processed, with_coefficients
 from paretomerge.preferences import equal
-from paretomerge.sets.searched import Metric, Searched, SearchedFront, pick
-from paretomerge.weights.lazy import Weights
+from paretomerge.sets import Metric, Searched, SearchedFront, pick
+from paretomerge.weights import Weights
 from states import DTYPES, family, opened
 
 TASKS = ("a", "b")

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretomerge.experts.experts import load_experts
-from paretomerge.fitting.soup import soup
+from paretomerge.experts import load_experts
+from paretomerge.fitting import soup
 from paretomerge.merges import task_arithmetic, ties
 from paretomerge.sets import restored
-from paretomerge.weights.lazy import Weights
+from paretomerge.weights import Weights
 from states import DTYPES, NAMES, family, opened
 
 STEP = {torch.float64: 1e-12, torch.float32: 1e-6, torch.float16: 2**-8, torch.bfloat16: 2**-5}

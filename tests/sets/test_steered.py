@@ -6,12 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paretomerge.sets import restored
-from paretomerge.sets.coefficients import Coefficients, shapes
-from paretomerge.sets.factors import Factors
-from paretomerge.sets.pareto_set import ParetoSet
-from paretomerge.sets.task_vectors import TaskVectors
-from paretomerge.weights.lazy import Weights
+from paretomerge.sets import Coefficients, Factors, ParetoSet, TaskVectors, restored
+from paretomerge.sets.coefficients import shapes
+from paretomerge.weights import Weights
 from states import DTYPES, state
 
 K = 3

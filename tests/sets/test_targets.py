@@ -5,10 +5,8 @@ import torch
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.sets.targets import choose_targets
-from paretomerge.weights.checkpoint import open_checkpoint
-from paretomerge.weights.lazy import TensorInfo
-from paretomerge.weights.roles import is_matrix, makes_queries_keys_values
+from paretomerge.sets import choose_targets
+from paretomerge.weights import TensorInfo, is_matrix, makes_queries_keys_values, open_checkpoint
 
 
 @pytest.fixture(scope="module")

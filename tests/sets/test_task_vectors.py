@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretomerge.sets.task_vectors import TaskVectors, truncated_svd
-from paretomerge.weights.lazy import TensorInfo, Weights
+from paretomerge.sets import TaskVectors, truncated_svd
+from paretomerge.weights import TensorInfo, Weights
 
 SHAPES = {"matrix": (6, 5), "kernel": (4, 3, 2), "vector": (7,), "scalar": ()}
 

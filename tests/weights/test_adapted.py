@@ -6,9 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.errors import UserError
-from paretomerge.weights.adapted import Adapted
-from paretomerge.weights.lazy import TensorInfo, Weights
-from paretomerge.weights.low_rank import LowRank, side_by_side
+from paretomerge.weights import Adapted, LowRank, TensorInfo, Weights, side_by_side
 
 
 def pair(m, n, r, seed=0):

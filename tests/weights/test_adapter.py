@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
+from paretomerge.experts import load_experts
 from paretomerge.merges import task_arithmetic
-from paretomerge.weights.lora_files import open_adapter
+from paretomerge.weights import open_adapter
 
 peft = pytest.importorskip("peft")
 
@@ -293,7 +293,7 @@ def test_an_adapter_with_a_smaller_vocabulary(tmp_path):
 
 @pytest.mark.parametrize("shards", ["8KB", "1GB"])
 def test_a_full_model_beside_its_adapter_is_the_model(tmp_path, shards):
-    from paretomerge.weights.lora_files import is_adapter
+    from paretomerge.weights import is_adapter
 
     base, folder, _ = adapted("llama", tmp_path, {"target_modules": LLAMA}, {})
     assert is_adapter(folder)

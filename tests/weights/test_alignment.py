@@ -9,12 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.experts.alignment import Options
-from paretomerge.experts.experts import inspect_experts, load_experts
-from paretomerge.experts.tied import tied_pairs
+from paretomerge.experts import Options, inspect_experts, load_experts, tied_pairs
 from paretomerge.merges import average, task_arithmetic
-from paretomerge.weights.checkpoint import SINGLE
-from paretomerge.weights.naming import from_base, prefix_between, to_base
+from paretomerge.weights import SINGLE, from_base, prefix_between, to_base
 from states import near, opened, state
 
 

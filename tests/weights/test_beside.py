@@ -7,9 +7,8 @@ import pytest
 import torch
 
 import tiny
-from paretomerge.experts.alignment import Options
-from paretomerge.experts.experts import inspect_experts
-from paretomerge.weights.hub import VARIABLE
+from paretomerge.experts import Options, inspect_experts
+from paretomerge.weights import VARIABLE
 
 peft = pytest.importorskip("peft")
 

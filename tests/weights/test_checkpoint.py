@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
-from paretomerge.weights.checkpoint import INDEX, SINGLE, open_checkpoint
+from paretomerge.experts import load_experts
+from paretomerge.weights import INDEX, SINGLE, open_checkpoint
 
 STATE = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.5), "c": torch.arange(4)}
 

@@ -8,9 +8,8 @@ import tiny
 from commands import contents
 from paretomerge import api, load_front
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
-from paretomerge.weights.checkpoint import local
-from paretomerge.weights.companions import copy_companions
+from paretomerge.experts import load_experts
+from paretomerge.weights import copy_companions, local
 
 MODULES = [
     {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},

@@ -5,9 +5,7 @@ import json
 import pytest
 
 import tiny
-from paretomerge.experts.alignment import Options
-from paretomerge.experts.config_differences import differences
-from paretomerge.experts.experts import inspect_experts
+from paretomerge.experts import Options, differences, inspect_experts
 
 LLAMA = {"model_type": "llama", "num_attention_heads": 4, "hidden_size": 16, "num_key_value_heads": 2, "num_hidden_layers": 2}
 NEW = {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}

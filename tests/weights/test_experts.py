@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from paretomerge.experts.experts import load_experts
-from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
+from paretomerge.experts import load_experts
+from paretomerge.weights import TensorInfo, Weights, matrix_shape
 from states import DTYPES, SHAPES, family, opened
 
 

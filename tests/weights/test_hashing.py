@@ -13,10 +13,8 @@ from safetensors.torch import save_file
 
 from paretomerge import api
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
-from paretomerge.weights import hashing
-from paretomerge.weights.hashing import Running, hashed_as_written, hashed_meanwhile, hashes_of
-from paretomerge.weights.writing import write_shards
+from paretomerge.experts import load_experts
+from paretomerge.weights import Running, hashed_as_written, hashed_meanwhile, hashes_of, hashing, write_shards
 
 
 def sha256(file):

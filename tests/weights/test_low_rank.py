@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretomerge.weights.low_rank import LowRank
+from paretomerge.weights import LowRank
 
 RANKS = st.lists(st.integers(0, 3), min_size=1, max_size=4)
 

@@ -11,13 +11,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.experts.alignment import Options
-from paretomerge.experts.architecture import is_head_of, loaded_names
-from paretomerge.experts.experts import inspect_experts, load_experts
-from paretomerge.experts.heads import heads_of
+from paretomerge.experts import Options, heads_of, inspect_experts, is_head_of, load_experts, loaded_names
 from paretomerge.merges import average, task_arithmetic
-from paretomerge.weights.checkpoint import SINGLE
-from paretomerge.weights.naming import prefix_between
+from paretomerge.weights import SINGLE, prefix_between
 
 TEXT = {**tiny.LLAMA, **tiny.ENDS}
 TOWER = {**tiny.VISION, "patch_size": 4}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretomerge.weights.patterns import scalings
+from paretomerge.weights import scalings
 
 MODULES = ["model.layers.0.self_attn.q_proj", "model.layers.11.mlp.up_proj", "model.layers.1.mlp.experts.1.w1", "lm_head"]
 PATTERNS = [

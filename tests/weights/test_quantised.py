@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
-from paretomerge.weights.checkpoint import open_checkpoint
+from paretomerge.experts import load_experts
+from paretomerge.weights import open_checkpoint
 
 WEIGHT = "model.layers.0.self_attn.q_proj.weight"
 CONFIGS = {

@@ -5,13 +5,9 @@ import torch
 from safetensors.torch import save_file
 
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import load_experts
+from paretomerge.experts import load_experts
 from paretomerge.merges import task_arithmetic
-from paretomerge.weights import checkpoint, lazy
-from paretomerge.weights.checkpoint import open_checkpoint
-from paretomerge.weights.lazy import Weights
-from paretomerge.weights.rows import StoredRows
-from paretomerge.weights.writing import write_safetensors
+from paretomerge.weights import StoredRows, Weights, checkpoint, lazy, open_checkpoint, write_safetensors
 
 SHAPES = {"a": (7, 5), "b": (6, 2, 3), "c": (11,), "d": (), "e": (0, 3), "f": (3, 0), "g": (1, 9)}
 

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 import fit_data
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.experts.experts import Experts, load_experts
-from paretomerge.experts.heads import heads_of
-from paretomerge.models.shared import SharedModels, own_tensors
+from paretomerge.experts import Experts, heads_of, load_experts
+from paretomerge.models import SharedModels, own_tensors
 
 CPU = torch.device("cpu")
 KINDS = ("vit", "bert", "gpt2", "llama", "clip", "resnet")

@@ -9,11 +9,9 @@ from packaging.version import Version
 from safetensors.torch import load_file, save_file
 
 import tiny
-from paretomerge.experts.alignment import Options
-from paretomerge.experts.experts import inspect_experts, load_experts
-from paretomerge.experts.tied import has_output, ties
+from paretomerge.experts import Options, has_output, inspect_experts, load_experts, ties
 from paretomerge.merges import average, task_arithmetic
-from paretomerge.weights.checkpoint import SINGLE
+from paretomerge.weights import SINGLE
 
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 

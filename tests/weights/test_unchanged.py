@@ -11,14 +11,11 @@ import plain
 import tiny
 from paretomerge import api, load_front
 from paretomerge.errors import UserError
-from paretomerge.evaluation.evaluate import evaluate_by
-from paretomerge.evaluation.evaluators import ByCommand
-from paretomerge.experts.experts import load_experts
-from paretomerge.front.model_folder import write_model
-from paretomerge.results.objective import Objective
-from paretomerge.weights import hashing
-from paretomerge.weights.checkpoint import open_checkpoint
-from paretomerge.weights.unchanged import reading
+from paretomerge.evaluation import ByCommand, evaluate_by
+from paretomerge.experts import load_experts
+from paretomerge.front import write_model
+from paretomerge.results import Objective
+from paretomerge.weights import hashing, open_checkpoint, reading
 
 
 def replace(file):
@@ -93,7 +90,7 @@ def test_between_a_fit_and_its_writing(here, how):
 
 @pytest.mark.parametrize("how", HOW)
 def test_while_a_closed_form_reads(here, how, monkeypatch):
-    from paretomerge.experts.experts import Experts
+    from paretomerge.experts import Experts
 
     chunks = Experts.chunks
 

@@ -4,10 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paretomerge.sets.task_vectors import TaskVectors
-from paretomerge.weights.lazy import Weights
-from paretomerge.weights.low_rank import LowRank
-from paretomerge.weights.vectors import added, inner, number, varies
+from paretomerge.sets import TaskVectors
+from paretomerge.weights import LowRank, Weights, added, inner, number, varies
 
 
 def thin(m, n, ranks, seed, dtype=torch.float64):

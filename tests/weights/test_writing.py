@@ -13,10 +13,19 @@ from safetensors.torch import load_file
 
 import tiny
 from paretomerge.errors import UserError
-from paretomerge.weights.checkpoint import DTYPES as NAMED
-from paretomerge.weights.checkpoint import INDEX, SINGLE, open_checkpoint
-from paretomerge.weights.lazy import TensorInfo, Weights
-from paretomerge.weights.writing import may_write, whole_folder, write_json, write_safetensors, write_shards
+from paretomerge.weights import DTYPES as NAMED
+from paretomerge.weights import (
+    INDEX,
+    SINGLE,
+    TensorInfo,
+    Weights,
+    may_write,
+    open_checkpoint,
+    whole_folder,
+    write_json,
+    write_safetensors,
+    write_shards,
+)
 from states import DTYPES, state
 
 

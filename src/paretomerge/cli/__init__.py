@@ -1,1 +1,3 @@
-"""."""
+"""The command line."""
+
+from paretomerge.cli.main import main as main

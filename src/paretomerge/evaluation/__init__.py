@@ -1,1 +1,41 @@
-"""Measuring models: the one format of results, and the metrics."""
+"""Measuring models: on data, by a function, by a command, in this process or on Ray."""
+
+from paretomerge.evaluation.evaluate import evaluate as evaluate
+from paretomerge.evaluation.evaluate import evaluate_by as evaluate_by
+from paretomerge.evaluation.evaluate import sampled as sampled
+from paretomerge.evaluation.evaluate import select_unseen as select_unseen
+from paretomerge.evaluation.evaluate import standard_preferences as standard_preferences
+from paretomerge.evaluation.evaluations import Evaluations as Evaluations
+from paretomerge.evaluation.evaluators import ByCommand as ByCommand
+from paretomerge.evaluation.evaluators import ByFunction as ByFunction
+from paretomerge.evaluation.evaluators import OnTasks as OnTasks
+from paretomerge.evaluation.evaluators import for_search as for_search
+from paretomerge.evaluation.experts import evaluate_sources as evaluate_sources
+from paretomerge.evaluation.front_models import FrontModels as FrontModels
+from paretomerge.evaluation.lm_eval import ByHarness as ByHarness
+from paretomerge.evaluation.measure import batches as batches
+from paretomerge.evaluation.measure import measure as measure
+from paretomerge.evaluation.outcomes import Failed as Failed
+from paretomerge.evaluation.outcomes import checked as checked
+from paretomerge.evaluation.outcomes import tried as tried
+from paretomerge.evaluation.placeholders import VARIABLES as VARIABLES
+from paretomerge.evaluation.placeholders import with_references as with_references
+from paretomerge.evaluation.protocols import Evaluator as Evaluator
+from paretomerge.evaluation.protocols import Measure as Measure
+from paretomerge.evaluation.protocols import Work as Work
+from paretomerge.evaluation.recording import check_recordable as check_recordable
+from paretomerge.evaluation.recording import record_or_keep as record_or_keep
+from paretomerge.evaluation.resolve import EVALUATORS as EVALUATORS
+from paretomerge.evaluation.resolve import divided as divided
+from paretomerge.evaluation.resolve import evaluator_of as evaluator_of
+from paretomerge.evaluation.resolve import kind_of as kind_of
+from paretomerge.evaluation.store import FILE as FILE
+from paretomerge.evaluation.store import Store as Store
+from paretomerge.evaluation.store import as_point as as_point
+from paretomerge.evaluation.tuning import Tuning as Tuning
+from paretomerge.evaluation.tuning import tuned as tuned
+from paretomerge.evaluation.tuning import tuned_tensors as tuned_tensors
+from paretomerge.evaluation.tuning import tuning_inputs as tuning_inputs
+from paretomerge.evaluation.verify import verify_measured as verify_measured
+from paretomerge.evaluation.workers import in_process as in_process
+from paretomerge.evaluation.workers import pool_of as pool_of

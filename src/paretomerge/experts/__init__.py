@@ -1,1 +1,37 @@
-"""."""
+"""A base and the experts that were fine-tuned from it: how their tensors correspond, which belong to a head."""
+
+from paretomerge.experts.alignment import Options as Options
+from paretomerge.experts.architecture import empty_model as empty_model
+from paretomerge.experts.architecture import is_head_of as is_head_of
+from paretomerge.experts.architecture import live_names as live_names
+from paretomerge.experts.architecture import loaded_names as loaded_names
+from paretomerge.experts.architecture import model_class as model_class
+from paretomerge.experts.architecture import transformers_config as transformers_config
+from paretomerge.experts.config import architecture as architecture
+from paretomerge.experts.config import count as count
+from paretomerge.experts.config import labels as labels
+from paretomerge.experts.config import part as part
+from paretomerge.experts.config_differences import differences as differences
+from paretomerge.experts.experts import Expert as Expert
+from paretomerge.experts.experts import Experts as Experts
+from paretomerge.experts.experts import inspect_experts as inspect_experts
+from paretomerge.experts.experts import load_experts as load_experts
+from paretomerge.experts.heads import NO_HEAD as NO_HEAD
+from paretomerge.experts.heads import Head as Head
+from paretomerge.experts.heads import chosen_head as chosen_head
+from paretomerge.experts.heads import head_of as head_of
+from paretomerge.experts.heads import heads_of as heads_of
+from paretomerge.experts.in_memory import companions_of as companions_of
+from paretomerge.experts.in_memory import config_from as config_from
+from paretomerge.experts.in_memory import config_of as config_of
+from paretomerge.experts.live_tensors import Stamp as Stamp
+from paretomerge.experts.live_tensors import bare as bare
+from paretomerge.experts.live_tensors import live_tensors as live_tensors
+from paretomerge.experts.live_tensors import places as places
+from paretomerge.experts.live_tensors import stamp as stamp
+from paretomerge.experts.pretrained import Kind as Kind
+from paretomerge.experts.pretrained import load_beside as load_beside
+from paretomerge.experts.pretrained import one_line as one_line
+from paretomerge.experts.tied import has_output as has_output
+from paretomerge.experts.tied import tied_pairs as tied_pairs
+from paretomerge.experts.tied import ties as ties

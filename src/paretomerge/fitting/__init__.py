@@ -1,6 +1,56 @@
 """Fits: each a function (experts, on=base merge, **options) -> Pareto set, listed here by its name."""
 
-from paretomerge.fitting.closed_form import pareto_merging
-from paretomerge.fitting.soup import soup
+from paretomerge.fitting.budget import estimates as estimates
+from paretomerge.fitting.closed_form import pareto_merging as pareto_merging
+from paretomerge.fitting.closed_form import tchebycheff_mixing as tchebycheff_mixing
+from paretomerge.fitting.closed_form import tucker2 as tucker2
+from paretomerge.fitting.distributed import joined as joined
+from paretomerge.fitting.distributed import world as world
+from paretomerge.fitting.epo import exact_pareto as exact_pareto
+from paretomerge.fitting.epo import non_uniformity as non_uniformity
+from paretomerge.fitting.features import feature_point as feature_point
+from paretomerge.fitting.gradients import Part as Part
+from paretomerge.fitting.gradients import by_one_gradient as by_one_gradient
+from paretomerge.fitting.gradients import by_small_gradients as by_small_gradients
+from paretomerge.fitting.loop import check_run as check_run
+from paretomerge.fitting.loop import fit_ as fit_
+from paretomerge.fitting.loop import lr_of_step as lr_of_step
+from paretomerge.fitting.objectives import OBJECTIVES as OBJECTIVES
+from paretomerge.fitting.objectives import Predictions as Predictions
+from paretomerge.fitting.objectives import entropy as entropy
+from paretomerge.fitting.objectives import marginal_entropy as marginal_entropy
+from paretomerge.fitting.objectives import shannon as shannon
+from paretomerge.fitting.on_data import ADAMERGING as ADAMERGING
+from paretomerge.fitting.on_data import FITS_ON_DATA as FITS_ON_DATA
+from paretomerge.fitting.on_data import OF_COEFFICIENTS as OF_COEFFICIENTS
+from paretomerge.fitting.on_data import PRESETS as PRESETS
+from paretomerge.fitting.on_data import adamerging as adamerging
+from paretomerge.fitting.on_data import pareto_merging_on_data as pareto_merging_on_data
+from paretomerge.fitting.options import FitRun as FitRun
+from paretomerge.fitting.options import TrainingOptions as TrainingOptions
+from paretomerge.fitting.parameters import Learned as Learned
+from paretomerge.fitting.parameters import Target as Target
+from paretomerge.fitting.pwe_moe import pwe_moe as pwe_moe
+from paretomerge.fitting.pwe_moe import start_ as start_
+from paretomerge.fitting.react import react as react
+from paretomerge.fitting.react import rotation as rotation
+from paretomerge.fitting.sampling import coverage as coverage
+from paretomerge.fitting.sampling import preference_of_step as preference_of_step
+from paretomerge.fitting.sampling import seed_of as seed_of
+from paretomerge.fitting.sampling import tasks_of_step as tasks_of_step
+from paretomerge.fitting.scalarization import linear as linear
+from paretomerge.fitting.scalarization import relative_weight as relative_weight
+from paretomerge.fitting.scalarization import scalarization as scalarization
+from paretomerge.fitting.scalarization import shortest as shortest
+from paretomerge.fitting.scalarization import smooth_tchebycheff as smooth_tchebycheff
+from paretomerge.fitting.soup import soup as soup
+from paretomerge.fitting.task_losses import Problem as Problem
+from paretomerge.fitting.teacher_cache import Kept as Kept
+from paretomerge.fitting.teacher_cache import ask as ask
+from paretomerge.fitting.teacher_cache import key_of as key_of
+from paretomerge.fitting.tensorboard import events as events
+from paretomerge.fitting.top_k import divergence as divergence
+from paretomerge.fitting.top_k import largest as largest
+from paretomerge.fitting.training import Dense as Dense
 
 FITS = {"soup": soup, "pareto-merging": pareto_merging}

@@ -1,1 +1,29 @@
 """Figures and tables from results."""
+
+from paretomerge.report.figures import Figure as Figure
+from paretomerge.report.figures import pair as pair
+from paretomerge.report.figures import parallel as parallel
+from paretomerge.report.layers import changes as changes
+from paretomerge.report.page import gather as gather
+from paretomerge.report.page import html as html
+from paretomerge.report.paper import write_figures as write_figures
+from paretomerge.report.plots import Point as Point
+from paretomerge.report.plots import front_figure as front_figure
+from paretomerge.report.plots import routing_figure as routing_figure
+from paretomerge.report.published import beside as beside
+from paretomerge.report.published import figures_of as figures_of
+from paretomerge.report.published import slug as slug
+from paretomerge.report.routing import Routing as Routing
+from paretomerge.report.routing import routers_of as routers_of
+from paretomerge.report.routing import routing as routing
+from paretomerge.report.run_log import read_run as read_run
+from paretomerge.report.style import BASE as BASE
+from paretomerge.report.style import CURRENT as CURRENT
+from paretomerge.report.style import EXPERT as EXPERT
+from paretomerge.report.style import GRID as GRID
+from paretomerge.report.style import INK as INK
+from paretomerge.report.style import OTHER as OTHER
+from paretomerge.report.style import PALE as PALE
+from paretomerge.report.style import POINT as POINT
+from paretomerge.report.style import STYLES as STYLES
+from paretomerge.report.tables import title as title

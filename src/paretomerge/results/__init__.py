@@ -1,1 +1,34 @@
-"""."""
+"""Measured rows and what follows from them: metrics, queries, estimates between preferences, quality of fronts."""
+
+from paretomerge.results.estimate import Estimator as Estimator
+from paretomerge.results.estimate import Reading as Reading
+from paretomerge.results.interpolation import SAME as SAME
+from paretomerge.results.interpolation import between as between
+from paretomerge.results.measured import Measured as Measured
+from paretomerge.results.measured import Metric as Metric
+from paretomerge.results.measured import Point as Point
+from paretomerge.results.measured import Volume as Volume
+from paretomerge.results.measured import hypervolume as hypervolume
+from paretomerge.results.measured import measured as measured
+from paretomerge.results.measured import short as short
+from paretomerge.results.metrics import METRICS as METRICS
+from paretomerge.results.metrics import check_range as check_range
+from paretomerge.results.metrics import larger_is_better as larger_is_better
+from paretomerge.results.metrics import objective as objective
+from paretomerge.results.metrics import objectives_of as objectives_of
+from paretomerge.results.metrics import row_of as row_of
+from paretomerge.results.objective import CoefficientsEvaluator as CoefficientsEvaluator
+from paretomerge.results.objective import Matrix as Matrix
+from paretomerge.results.objective import Objective as Objective
+from paretomerge.results.objective import losses as losses
+from paretomerge.results.quality import generational_distance as generational_distance
+from paretomerge.results.quality import inverted_generational_distance as inverted_generational_distance
+from paretomerge.results.quality import non_dominated as non_dominated
+from paretomerge.results.quality import preference_weighted_sum as preference_weighted_sum
+from paretomerge.results.quality import win_rate as win_rate
+from paretomerge.results.queries import best_with as best_with
+from paretomerge.results.queries import knee as knee
+from paretomerge.results.rows import EXPERT as EXPERT
+from paretomerge.results.rows import PRETRAINED as PRETRAINED
+from paretomerge.results.rows import Row as Row
+from paretomerge.results.rows import value as value
