@@ -61,3 +61,21 @@ def test_no_circle():
         tuple(TopologicalSorter(modules).static_order())
     except CycleError as error:
         pytest.fail("a circle of imports: " + " -> ".join(error.args[1]))
+
+
+def test_what_the_package_offers_is_there():
+    import paretomerge
+
+    assert all(getattr(paretomerge, name) is not None for name in paretomerge.__all__)
+    assert paretomerge.metrics.hypervolume([[1.0, 1.0]], [0.0, 0.0], maximise=True).value == 1.0
+
+
+def test_tests_and_docs_import_from_rooms():
+    """So that moving a file touches no test; what is private (``_x``) is imported from where it is."""
+    root = SOURCE.parents[1]
+    inner = []
+    for file in (*root.glob("tests/**/*.py"), *root.glob("docs/**/*.py"), *root.glob("examples/**/*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").count(".") > 1 and node.module in MODULES:
+                inner += [f"{file.name}: {node.module}" for alias in node.names if not alias.name.startswith("_")]
+    assert inner == []

@@ -6,34 +6,57 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from paretomerge.api import fit, merge
+    from paretomerge.api import evaluate, fit, load_tasks, merge
+    from paretomerge.data import DataSpec, Task
     from paretomerge.errors import UserError
-    from paretomerge.experts.experts import Experts, load_experts
-    from paretomerge.front.folder import load_front
-    from paretomerge.front.front import Front
-    from paretomerge.sets.pareto_set import ParetoSet
-    from paretomerge.weights.lazy import Weights
+    from paretomerge.experts import Experts, load_experts
+    from paretomerge.fitting import FitRun, TrainingOptions
+    from paretomerge.front import Front, load_front, save
+    from paretomerge.results import quality as metrics
+    from paretomerge.sets import ParetoSet
+    from paretomerge.weights import Weights
 
 _HOMES = {
-    "load_experts": "experts",
-    "Experts": "experts",
-    "Weights": "weights",
-    "merge": "api",
-    "fit": "api",
-    "load_front": "front",
-    "Front": "front",
-    "ParetoSet": "sets",
-    "UserError": "errors",
+    "api": ("evaluate", "fit", "load_tasks", "merge"),
+    "data": ("DataSpec", "Task"),
+    "errors": ("UserError",),
+    "experts": ("Experts", "load_experts"),
+    "fitting": ("FitRun", "TrainingOptions"),
+    "front": ("Front", "load_front", "save"),
+    "sets": ("ParetoSet",),
+    "weights": ("Weights",),
 }
-__all__ = ["Experts", "Front", "ParetoSet", "UserError", "Weights", "fit", "load_experts", "load_front", "merge"]
+"""Room -> what the package offers of it."""
+_HOME_OF = {name: room for room, names in _HOMES.items() for name in names}
+__all__ = [
+    "DataSpec",
+    "Experts",
+    "FitRun",
+    "Front",
+    "ParetoSet",
+    "Task",
+    "TrainingOptions",
+    "UserError",
+    "Weights",
+    "evaluate",
+    "fit",
+    "load_experts",
+    "load_front",
+    "load_tasks",
+    "merge",
+    "metrics",
+    "save",
+]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     # torch takes over a second to import: nothing is, until it is used
-    if name not in _HOMES:
+    if name == "metrics":
+        return import_module("paretomerge.results.quality")
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'paretomerge' has no attribute {name!r}")
-    return getattr(import_module(f"paretomerge.{_HOMES[name]}"), name)
+    return getattr(import_module(f"paretomerge.{_HOME_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import typer
 
 from paretomerge.cli.flags import (  # fmt: skip
@@ -17,9 +15,6 @@ from paretomerge.cli.flags import (  # fmt: skip
     Vocab,
 )
 from paretomerge.cli.terminal import show, show_json
-
-if TYPE_CHECKING:
-    pass
 
 
 def check(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,12 +23,11 @@ from paretomerge.cli.flags import (
     Seed,
     Workers,
 )
+from paretomerge.cli.inputs import wanted
 from paretomerge.cli.terminal import progress, say, show_json, show_rows
-from paretomerge.errors import UserError
 
 if TYPE_CHECKING:
-    pass
-from paretomerge.cli.inputs import _wanted
+    from paretomerge.results.rows import Row
 
 
 def evaluate(
@@ -57,59 +59,32 @@ def evaluate(
     pick --knee and pick --at-least choose among them. --option has the evaluator's options, timeout=600 for instance.
     """
     from paretomerge import api
-    from paretomerge.evaluation.evaluate import evaluate_by, sampled, standard_preferences
-    from paretomerge.evaluation.recording import check_recordable, record_or_keep
-    from paretomerge.evaluation.resolve import EVALUATORS, evaluator_of, kind_of
+    from paretomerge.evaluation.recording import NotRecordedError
+    from paretomerge.fitting.options import FitRun
     from paretomerge.front.folder import load_front
-    from paretomerge.options import check_options
     from paretomerge.recipes.flag_values import option_values
     from paretomerge.recipes.reading import combined
 
     opened = load_front(front)
     plan = combined(recipe, data=data, evaluator=evaluator, metric=metric)
-    evaluator = plan.evaluator
-    options = option_values(option or [])
-    tasks, names = {}, opened.tasks
-    placed: dict[str, Any] = {"batch_size": batch_size or 64, "device": device or "auto"}
-    if evaluator is None:
-        labelled = bool(options.get("head_steps"))
-        tasks = api.load_tasks(opened, _wanted(opened, plan.data, data), keep_labels=labelled, seed=seed)
-        names, options = tuple(tasks), {**placed, **options}
-        if not tasks:
-            raise UserError("no inputs to measure on: name them with --data NAME=PATH or a recipe, or an --evaluator")
-        for task in tasks.values():
-            for line in task.said:
-                say(f"{task.name}: {line}", quiet)
-    elif plan.data:
-        raise UserError("either --data or --evaluator, one of the two")
-    elif batch_size or device:
-        raise UserError("--batch-size and --device go with --data: an evaluator has options of its own (--option)")
-    options = check_options(EVALUATORS[kind_of(evaluator)], options, "evaluate")
-    task_evaluator = evaluator_of(evaluator, tasks=tasks, metrics=plan.metrics, names=names, scratch=None, options=options)
-    if preference:
-        wanted = [*preference, *sampled(opened.tasks, sample, seed)]
-    else:
-        wanted = standard_preferences(opened.tasks, sample, seed)
-    if experts and not tasks:
-        raise UserError("--experts goes with --data")
-    sources = experts * (len(opened.tasks) + 1)
-    if not dry:
-        check_recordable(opened, (len(wanted) + sources) * len(names))
-    with progress("measuring", (len(wanted) + sources) * len(names), 0, quiet) as tick:
-        told = (lambda row: tick(row["task"], 0)) if tick else None
-        rows = evaluate_by(
-            opened, task_evaluator, wanted, splits={name: task.split for name, task in tasks.items()} or None, seed=seed,
-            progress=told, workers=workers, ray=ray, gpus=gpus,
-        )  # fmt: skip
-        if experts:
-            from paretomerge.evaluation.experts import evaluate_sources
+    with ExitStack() as stack:
 
-            each = list(tasks.values())
-            rows += evaluate_sources(opened, each, seed=seed, **placed, progress=told)
-    lost = None if dry else record_or_keep(opened, rows)
+        def bar(total: int) -> Callable[[Row], None] | None:
+            tick = stack.enter_context(progress("measuring", total, 0, quiet))
+            return (lambda row: tick(row["task"], 0)) if tick else None
+
+        try:
+            rows = api.evaluate(
+                opened, wanted(opened, plan.data, data), evaluator=plan.evaluator, metrics=plan.metrics, preferences=preference,
+                sample=sample, experts=experts, record=not dry, seed=seed, batch_size=batch_size, device=device,
+                run=FitRun(say=partial(say, quiet=quiet), workers=workers, ray=ray, gpus=gpus), progress=bar,
+                **option_values(option or []),
+            )  # fmt: skip
+        except NotRecordedError as error:
+            stack.close()
+            (show_json if as_json else show_rows)(error.rows)
+            raise
     if as_json:
         show_json(rows)
-    elif not quiet or lost:
+    elif not quiet:
         show_rows(rows)
-    if lost:
-        raise lost

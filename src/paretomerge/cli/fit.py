@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -36,12 +36,9 @@ from paretomerge.cli.flags import (  # fmt: skip
     Vocab,
     Workers,
 )
+from paretomerge.cli.sources import loaded, target
 from paretomerge.cli.terminal import done, fitting_bar, progress, say, searching_bar, status
 from paretomerge.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-from paretomerge.cli.sources import _loaded, _target
 
 
 def fit(
@@ -97,7 +94,7 @@ def fit(
         closed_form=closed_form, evaluator=evaluator, metric=metric, preset=preset, output=output, dtype=dtype,
         shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, task_tensors=task_tensors,
     )  # fmt: skip
-    folder = _target(plan, overwrite, "pareto_set.json")
+    folder = target(plan, overwrite, "pareto_set.json")
     from paretomerge import api
     from paretomerge.search.methods import SEARCHES
 
@@ -111,7 +108,7 @@ def fit(
     if not searched and (workers > 1 or ray or gpus):
         raise UserError(f"--workers, --ray and --gpus belong to a search: {', '.join(SEARCHES)}")
     states = run_folder or folder.with_name(folder.name + ".run")
-    experts = _loaded(plan, quiet)
+    experts = loaded(plan, quiet)
     named = {"method": plan.method or "pareto-merging", "preset": plan.preset, "paper": plan.paper}
     arguments: dict[str, Any] = {**named, **plan.options}
     if plan.on:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from paretomerge.cli.flags import (
     Json,
 )
 from paretomerge.cli.terminal import cell, console, show_json
-
-if TYPE_CHECKING:
-    pass
 
 
 def info(

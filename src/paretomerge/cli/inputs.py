@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from paretomerge.front.front import Front
 
 
-def _wanted(front: Front, found: Mapping[str, DataSpec | str], flags: Sequence[str] | None) -> dict[str, DataSpec | str]:
+def wanted(front: Front, found: Mapping[str, DataSpec | str], flags: Sequence[str] | None) -> dict[str, DataSpec | str]:
     """A recipe's data of the front's tasks, and all that the flags name."""
     from paretomerge.recipes.flag_values import parse_pairs
 

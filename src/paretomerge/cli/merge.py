@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -27,11 +27,8 @@ from paretomerge.cli.flags import (  # fmt: skip
     TaskTensors,
     Vocab,
 )
+from paretomerge.cli.sources import loaded, target
 from paretomerge.cli.terminal import done, progress, say, status
-
-if TYPE_CHECKING:
-    pass
-from paretomerge.cli.sources import _loaded, _target
 
 
 def merge(
@@ -65,18 +62,18 @@ def merge(
         recipe, base=base, expert=expert, method=method, option=option, data=data, output=output, dtype=dtype,
         shard_size=shard_size, vocab=vocab, missing=missing, exclude=exclude, task_tensors=task_tensors,
     )  # fmt: skip
-    folder = _target(plan, overwrite, "paretomerge.json")
+    folder = target(plan, overwrite, "paretomerge.json")
     from paretomerge import api
     from paretomerge.experts.heads import chosen_head, heads_of
-    from paretomerge.front.saving import save_weights
+    from paretomerge.front.saving import save
 
-    experts = _loaded(plan, quiet)
+    experts = loaded(plan, quiet)
     chosen_head(heads_of(experts), head, experts.tasks)  # a wrong one is refused before the work
     method = plan.method or "task_arithmetic"
     with status("asking the experts", quiet or not plan.data):
         merged = api.merge(experts, method, data=plan.data, say=partial(say, quiet=quiet), **plan.options)
     with progress("merging", len(merged), merged.nbytes, quiet or lora) as tick:
-        save_weights(
+        save(
             merged,
             folder,
             without_config=True,

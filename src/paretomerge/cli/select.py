@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,9 +15,6 @@ from paretomerge.cli.flags import (
 )
 from paretomerge.cli.terminal import show, show_json
 from paretomerge.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 
 def select(
@@ -43,7 +40,8 @@ def select(
 
     from paretomerge.data.spec import DataSpec
     from paretomerge.data.tasks import load_task
-    from paretomerge.evaluation.evaluate import measure, select_unseen
+    from paretomerge.evaluation.evaluate import select_unseen
+    from paretomerge.evaluation.measure import measure
     from paretomerge.front.folder import load_front
     from paretomerge.models.build import device_of
     from paretomerge.recipes.reading import combined

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from paretomerge.recipes.recipe import Recipe
 
 
-def _loaded(plan: Recipe, quiet: bool) -> Experts:
+def loaded(plan: Recipe, quiet: bool) -> Experts:
+    """The experts of a plan; what was found in them goes to standard error."""
     from paretomerge.experts.experts import load_experts
 
     experts = load_experts(
@@ -26,7 +27,7 @@ def _loaded(plan: Recipe, quiet: bool) -> Experts:
     return experts.stored_as(plan.torch_dtype)
 
 
-def _target(plan: Recipe, overwrite: bool, ours: str) -> Path:
+def target(plan: Recipe, overwrite: bool, ours: str) -> Path:
     """The folder to write, known to be writable before any work is done."""
     from paretomerge.weights.writing import may_write
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,12 +15,9 @@ from paretomerge.cli.flags import (
     RecipeData,
     Seed,
 )
+from paretomerge.cli.inputs import wanted
 from paretomerge.cli.terminal import say, show, show_json
 from paretomerge.errors import UserError
-
-if TYPE_CHECKING:
-    pass
-from paretomerge.cli.inputs import _wanted
 
 
 def verify(
@@ -51,9 +48,9 @@ def verify(
     opened = load_front(front)
     checks = verify_files(opened)
     if recipe or data:
-        wanted = _wanted(opened, combined(recipe, data=data).data, data)
+        inputs = wanted(opened, combined(recipe, data=data).data, data)
         options = check_options(OnTasks, option_values(option or []), "verify")
-        tasks = api.load_tasks(opened, wanted, keep_labels=bool(options.get("head_steps")), seed=seed)
+        tasks = api.load_tasks(opened, inputs, keep_labels=bool(options.get("head_steps")), seed=seed)
         measured = verify_measured(opened, tasks, points, options, say=lambda line: say(f"measuring at {line}", quiet))
         if not measured:
             raise UserError(f"{front}: no number of these tasks is recorded: run paretomerge evaluate first")

@@ -22,7 +22,7 @@ from torch import nn
 from paretomerge import api, preferences
 from paretomerge.data.tasks import DataSpec, Task
 from paretomerge.evaluation.evaluate import evaluate, standard_preferences
-from paretomerge.evaluation.evaluate import measure as measure_metric
+from paretomerge.evaluation.measure import measure as measure_metric
 from paretomerge.experts.experts import Experts, load_experts
 from paretomerge.front.front import Front, front_of
 from paretomerge.report.plots import Point, front_figure

@@ -13,9 +13,6 @@ from typing import IO, Any
 
 from paretomerge.evaluation.command_guard import guarded
 from paretomerge.evaluation.outcomes import Failed
-from paretomerge.io.leftovers import folder_for as folder_for
-from paretomerge.io.leftovers import left_behind as left_behind
-from paretomerge.io.leftovers import remove_folder as remove_folder
 from paretomerge.io.signals import handled
 
 _KEPT = 1 << 22

@@ -16,30 +16,15 @@ from paretomerge.data.tasks import Task
 from paretomerge.errors import UserError
 from paretomerge.evaluation.evaluators import OnTasks
 from paretomerge.evaluation.front_models import FrontModels
-from paretomerge.evaluation.measure import batches, measure
+from paretomerge.evaluation.measure import batches
 from paretomerge.evaluation.protocols import Evaluator, Work
 from paretomerge.evaluation.workers import pool_of
 from paretomerge.fitting.objectives import Predictions, entropy
 from paretomerge.front.front import Front
-from paretomerge.front.record import record
 from paretomerge.models.build import device_of
 from paretomerge.results.metrics import row_of
-from paretomerge.results.queries import best_with, knee
 from paretomerge.results.rows import Row
 from paretomerge.weights.unchanged import reading, touched
-
-__all__ = [
-    "Selection",
-    "best_with",
-    "evaluate",
-    "evaluate_by",
-    "knee",
-    "measure",
-    "record",
-    "sampled",
-    "select_unseen",
-    "standard_preferences",
-]
 
 
 class Selection(NamedTuple):

@@ -1,4 +1,4 @@
-"""Who can evaluate a merged model: labelled tasks, a Python function, a shell command. (A harness: ``harness.py``.)
+"""Who can evaluate a merged model: labelled tasks, a Python function, a shell command. (A harness: ``lm_eval.py``.)
 
 Each kind says what it measures (``objectives``) and what its numbers depend on (``identity``), and opens to a function of
 the coefficients. All of them can be sent to another process.
@@ -26,6 +26,7 @@ from paretomerge.evaluation.outcomes import checked
 from paretomerge.evaluation.placeholders import VARIABLES, with_references
 from paretomerge.evaluation.protocols import Measure, Models
 from paretomerge.evaluation.tuning import Tuning, tuned, tuning_inputs
+from paretomerge.io.leftovers import folder_for, remove_folder
 from paretomerge.models.build import device_of
 from paretomerge.results.metrics import METRICS
 from paretomerge.results.objective import Objective
@@ -233,14 +234,14 @@ class ByCommand:
 
     def opened(self, models: Models) -> Measure:
         def measured(c: tuple[float, ...], tasks: Sequence[str]) -> Mapping[str, float]:
-            folder = shell.folder_for(self.scratch)
+            folder = folder_for(self.scratch)
             try:
                 _write(models, c, folder / "model", getattr(torch, self.dtype) if self.dtype else None)
                 values = {VARIABLES["{model}"]: str(folder / "model"), VARIABLES["{tasks}"]: ",".join(tasks)}
                 given = shell.run(with_references(self.command), timeout=self.timeout, variables=values)
                 return checked(given, self.objectives, tasks)
             finally:
-                shell.remove_folder(folder)
+                remove_folder(folder)
 
         return measured
 

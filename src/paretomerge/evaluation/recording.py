@@ -38,22 +38,29 @@ def check_recordable(front: Front, rows: int) -> None:
         raise UserError(f"{front.folder}: cannot be written ({why}): add --dry to measure without recording") from error
 
 
-def record_or_keep(front: Front, rows: Sequence[Row]) -> UserError | None:
+class NotRecordedError(UserError):
+    """Numbers were measured, but the front can no longer be written; they are in ``rows``, and in the file that is named."""
+
+    def __init__(self, message: str, rows: Sequence[Row]) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
+
+
+def record_or_keep(front: Front, rows: Sequence[Row]) -> None:
     """Record rows in the front that was measured; if that fails, write them into a file.
 
     Args:
         front: as it was opened.
         rows: what was measured.
 
-    Returns:
-        None, or the error that says why the rows are not in the front, and which file they are in.
+    Raises:
+        NotRecordedError: why the rows are not in the front, and which file they are in.
     """
     assert front.folder is not None
     try:
         record(front.folder, rows, front.identity)
-        return None
     except UserError as error:
-        return UserError(f"{error}; {_kept(front.folder.name, rows)}")
+        raise NotRecordedError(f"{error}; {_kept(front.folder.name, rows)}", rows) from error
 
 
 def _kept(name: str, rows: Sequence[Row]) -> str:

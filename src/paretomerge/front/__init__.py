@@ -14,7 +14,7 @@ from paretomerge.front.provenance import sources_of as sources_of
 from paretomerge.front.provenance import versions as versions
 from paretomerge.front.record import record as record
 from paretomerge.front.saving import About as About
-from paretomerge.front.saving import save_weights as save_weights
+from paretomerge.front.saving import save as save
 from paretomerge.front.tables import metrics_of as metrics_of
 from paretomerge.front.verify import Check as Check
 from paretomerge.front.verify import failed as failed

@@ -33,11 +33,11 @@ class About:
     """What heads are stored as, too; None: as they are."""
 
     def save(self, weights: Weights, folder: str | Path, **options: Any) -> None:
-        """``save_weights``: what ``Weights.save`` calls."""
-        save_weights(weights, folder, **options)
+        """What ``Weights.save`` calls (see ``front.save``)."""
+        save(weights, folder, **options)
 
 
-def save_weights(
+def save(
     weights: Weights,
     folder: str | Path,
     *,

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paretomerge.front.card import metrics_table
 from paretomerge.results.interpolation import SAME
-from paretomerge.results.rows import Row
-
-if TYPE_CHECKING:
-    pass
 from paretomerge.results.measured import Measured, Point, measured
+from paretomerge.results.rows import Row
 
 
 def card_table(rows: Iterable[Row], tasks: Sequence[str], method: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files and the operating system: locks, leftovers of killed writers, signals, strict JSON and YAML, text that is safe to show."""
+"""Files and the system: locks, leftovers of killed writers, signals, strict JSON and YAML, text that is safe to show."""
 
 from paretomerge.io.leftovers import folder_for as folder_for
 from paretomerge.io.leftovers import is_leftover as is_leftover

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paretomerge.errors import UserError
 from paretomerge.io.strict_yaml import parse_yaml
-
-if TYPE_CHECKING:
-    pass
 
 
 def parse_numbers(texts: Sequence[str], flag: str) -> dict[str, float]:

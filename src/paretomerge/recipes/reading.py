@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
@@ -14,9 +14,6 @@ from paretomerge.errors import UserError
 from paretomerge.io.strict_yaml import parse_yaml
 from paretomerge.options import shown, unknown
 from paretomerge.preferences import check_task
-
-if TYPE_CHECKING:
-    pass
 from paretomerge.recipes.flag_values import _values, parse_pairs
 from paretomerge.recipes.mergekit import convert
 from paretomerge.recipes.recipe import BaseMerge, Recipe, parse_size

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from paretomerge.results.estimate import Estimator, Reading
 from paretomerge.results.interpolation import between
 from paretomerge.results.metrics import larger_is_better
 from paretomerge.results.rows import EXPERT, PRETRAINED, Row
-
-if TYPE_CHECKING:
-    pass
 
 
 class Metric(NamedTuple):
