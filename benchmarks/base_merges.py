@@ -14,7 +14,7 @@ from statistics import fmean
 import torch
 
 from paretomerge import api
-from paretomerge.demo.run import Demo, load
+from paretomerge.demo import Demo, load
 from paretomerge.evaluation import measure
 from paretomerge.front import Front
 

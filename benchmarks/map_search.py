@@ -43,7 +43,7 @@ from scipy.interpolate import RBFInterpolator
 
 from paretomerge import api, preferences
 from paretomerge.data import Inputs, Task
-from paretomerge.demo.run import assets
+from paretomerge.demo import assets
 from paretomerge.evaluation import measure
 from paretomerge.experts import heads_of, load_experts
 from paretomerge.models import SharedModels

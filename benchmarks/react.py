@@ -119,7 +119,7 @@ def closed_form(d: int) -> dict[str, Any]:
 
 def demo() -> list[dict[str, Any]]:
     """Mean held-out accuracy of the four tasks at equal, priority and one-hot preference."""
-    from paretomerge.demo.run import load
+    from paretomerge.demo import load
 
     shipped = load()
     experts, tasks = shipped.experts, shipped.tasks

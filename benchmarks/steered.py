@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from paretomerge import api
-from paretomerge.demo.run import Demo, load
+from paretomerge.demo import Demo, load
 from paretomerge.evaluation import measure
 from paretomerge.front import Front, front_of
 from paretomerge.sets import ParetoSet

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import matplotlib
 
-from paretomerge.demo.run import ADA, NAMES, PM_ALL, PM_ATTENTION, PM_FITTED, SOUPS, TA, between, draw
+from paretomerge.demo import ADA, NAMES, PM_ALL, PM_ATTENTION, PM_FITTED, SOUPS, TA, between, draw
 from paretomerge.preferences import parse
 from paretomerge.report import BASE, CURRENT, GRID, INK, OTHER, PALE, POINT
 from paretomerge.report import EXPERT as GREEN

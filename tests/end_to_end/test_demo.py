@@ -11,7 +11,7 @@ from transformers import AutoImageProcessor
 from commands import program
 from paretomerge import fit, load_experts, load_front
 from paretomerge.data import ImageInputs
-from paretomerge.demo.run import assets
+from paretomerge.demo import assets
 from paretomerge.results import Row, value
 
 

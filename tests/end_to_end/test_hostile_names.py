@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import fronts
 from commands import contents, program
 from paretomerge import UserError, load_experts
-from paretomerge.cli.terminal import fitting_bar, say, show_rows
+from paretomerge.cli import fitting_bar, say, show_rows
 from paretomerge.front import model_card
 from paretomerge.io import LONGEST
 from paretomerge.preferences import check_task, format, parse

@@ -19,6 +19,7 @@ from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting import (
     ADAMERGING,
     OBJECTIVES,
+    PAPER,
     Learned,
     Predictions,
     Problem,
@@ -27,7 +28,6 @@ from paretomerge.fitting import (
     on_data,
     pareto_merging_on_data,
 )
-from paretomerge.fitting.on_data import PAPER
 from paretomerge.front import Front
 from paretomerge.merges import trimmed_and_elected
 from paretomerge.models import predict

@@ -14,9 +14,9 @@ from commands import contents
 from paretomerge import api, load_front
 from paretomerge.api import FitRun
 from paretomerge.errors import Stopped, UserError
+from paretomerge.fitting import PWE_PAPER as PAPER
 from paretomerge.fitting import Learned, steered
 from paretomerge.fitting import pwe_moe as routed
-from paretomerge.fitting.pwe_moe import PAPER
 from paretomerge.front import Front
 from quadratics import Interrupt
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paretomerge.sets import Coefficients, Shared
-from paretomerge.sets.coefficients import shapes
+from paretomerge.sets import coefficient_shapes as shapes
 from paretomerge.weights import Weights
 
 KINDS = ("constant", "affine", "routed")

@@ -8,7 +8,7 @@ from packaging.version import Version
 import tiny
 from paretomerge.errors import UserError
 from paretomerge.sets import choose_modules, depth
-from paretomerge.sets.coefficients import shapes
+from paretomerge.sets import coefficient_shapes as shapes
 from paretomerge.weights import TensorInfo, is_matrix
 
 RENAMED = Version(hf.__version__).major >= 5

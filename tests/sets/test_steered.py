@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from paretomerge.sets import Coefficients, Factors, ParetoSet, TaskVectors, restored
-from paretomerge.sets.coefficients import shapes
+from paretomerge.sets import coefficient_shapes as shapes
 from paretomerge.weights import Weights
 from states import DTYPES, state
 

@@ -23,6 +23,7 @@ from paretomerge.fitting.objectives import shannon as shannon
 from paretomerge.fitting.on_data import ADAMERGING as ADAMERGING
 from paretomerge.fitting.on_data import FITS_ON_DATA as FITS_ON_DATA
 from paretomerge.fitting.on_data import OF_COEFFICIENTS as OF_COEFFICIENTS
+from paretomerge.fitting.on_data import PAPER as PAPER
 from paretomerge.fitting.on_data import PRESETS as PRESETS
 from paretomerge.fitting.on_data import adamerging as adamerging
 from paretomerge.fitting.on_data import pareto_merging_on_data as pareto_merging_on_data
@@ -30,6 +31,7 @@ from paretomerge.fitting.options import FitRun as FitRun
 from paretomerge.fitting.options import TrainingOptions as TrainingOptions
 from paretomerge.fitting.parameters import Learned as Learned
 from paretomerge.fitting.parameters import Target as Target
+from paretomerge.fitting.pwe_moe import PWE_PAPER as PWE_PAPER
 from paretomerge.fitting.pwe_moe import pwe_moe as pwe_moe
 from paretomerge.fitting.pwe_moe import start_ as start_
 from paretomerge.fitting.react import react as react

@@ -16,8 +16,7 @@ from paretomerge.fitting.driver import Fit
 from paretomerge.fitting.initialization import low_rank_targets, start_low_rank_
 from paretomerge.fitting.options import FitRun, TrainingOptions
 from paretomerge.fitting.parameters import Learned
-from paretomerge.fitting.pwe_moe import PAPER as PWE_PAPER
-from paretomerge.fitting.pwe_moe import pwe_moe
+from paretomerge.fitting.pwe_moe import PWE_PAPER, pwe_moe
 from paretomerge.fitting.react import react
 from paretomerge.fitting.sampling import say_coverage
 from paretomerge.fitting.steered import steered

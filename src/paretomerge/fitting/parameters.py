@@ -19,10 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paretomerge.sets.coefficients import Coefficients, Kind
-from paretomerge.sets.coefficients import shapes as coefficient_shapes
-from paretomerge.sets.factors import Factors, Structure
-from paretomerge.sets.factors import shapes as part_shapes
+from paretomerge.sets.coefficients import Coefficients, Kind, coefficient_shapes
+from paretomerge.sets.factors import Factors, Structure, part_shapes
 from paretomerge.weights.low_rank import LowRank
 from paretomerge.weights.vectors import Vectors, added, inner, number
 

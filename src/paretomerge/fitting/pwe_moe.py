@@ -20,7 +20,7 @@ from paretomerge.sets.modules import choose_modules
 from paretomerge.sets.pareto_set import ParetoSet
 from paretomerge.weights.vectors import added
 
-PAPER: dict[str, Any] = {
+PWE_PAPER: dict[str, Any] = {
     "modules": "mlp", "start": "task-arithmetic", "objective": "cross-entropy", "batch_size": 16, "steps": 4000, "lr": 1e-2,
     "schedule": "cosine", "alpha": 1.0, "equal_every": 0, "scalarization": "linear", "skip_below": 0.0,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from paretomerge.sets.choice import normalised as normalised
 from paretomerge.sets.coefficients import Coefficients as Coefficients
 from paretomerge.sets.coefficients import Kind as Kind
 from paretomerge.sets.coefficients import Shared as Shared
+from paretomerge.sets.coefficients import coefficient_shapes as coefficient_shapes
 from paretomerge.sets.corrected import Corrected as Corrected
 from paretomerge.sets.corrected import Side as Side
 from paretomerge.sets.factors import Factors as Factors

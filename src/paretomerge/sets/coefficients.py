@@ -27,7 +27,7 @@ _GROUPS = {"constant": "groups", "affine": "groups", "routed": "modules"}
 """What a front's JSON file calls the groups."""
 
 
-def shapes(kind: Kind, n_groups: int, n_tasks: int) -> dict[str, tuple[int, ...]]:
+def coefficient_shapes(kind: Kind, n_groups: int, n_tasks: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of R groups: λ, one or K; M and b; or W₁, b₁, W₂ and b₂ (2K hidden units)."""
     r, k = n_groups, n_tasks
     if kind == "proportional":
@@ -111,7 +111,7 @@ class Coefficients:
                 raise ValueError(f"scale {scale}")
             return cls.proportional(scale, names)
         groups = {group: tuple(members) for group, members in facts[_GROUPS[kind]].items()}
-        expected = shapes(kind, len(groups), n_tasks)
+        expected = coefficient_shapes(kind, len(groups), n_tasks)
         found = cls(kind, {part: tensors[_KEY + part] for part in expected}, groups)
         if any(
             found.parts[part].shape != shape or not found.parts[part].is_floating_point() for part, shape in expected.items()

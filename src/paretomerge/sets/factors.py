@@ -23,7 +23,7 @@ from paretomerge.weights.low_rank import LowRank
 Structure = Literal["tensor", "outer-1", "outer-2"]
 
 
-def shapes(structure: Structure, n_tasks: int, shape: tuple[int, int], rank: int) -> dict[str, tuple[int, ...]]:
+def part_shapes(structure: Structure, n_tasks: int, shape: tuple[int, int], rank: int) -> dict[str, tuple[int, ...]]:
     """Shapes of the parts A, G (tensor only) and B for a target of ``shape`` (m, n)."""
     (m, n), r = shape, rank
     if structure == "tensor":
@@ -70,7 +70,7 @@ class Factors:
     def fits(self, n_tasks: int, infos: Mapping[str, TensorInfo]) -> bool:
         """Whether the shapes go together, and with the member matrices."""
         m, n = sum(rows for _, rows in self.members), self.b.shape[-1]
-        expected = shapes(self.structure, n_tasks, (m, n), self.rank)
+        expected = part_shapes(self.structure, n_tasks, (m, n), self.rank)
         return {name: tuple(part.shape) for name, part in self.parts().items()} == expected and all(
             name in infos and infos[name].shape == (rows, n) for name, rows in self.members
         )
