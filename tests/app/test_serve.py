@@ -117,7 +117,7 @@ def test_files_are_not_served(get, tmp_path):
 
 
 def test_without_gradio_one_line_says_what_to_install(tmp_path, monkeypatch):
-    from paretomerge.app import serve
+    from paretomerge.app import application
 
     front = fronts.front(tmp_path, measured=False)
     before = builtins.__import__
@@ -129,7 +129,7 @@ def test_without_gradio_one_line_says_what_to_install(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install 'paretomerge\[app\]'"):
-        serve.application(front)
+        application(front)
 
 
 def test_a_port_that_is_taken_is_named():

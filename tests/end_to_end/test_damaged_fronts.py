@@ -206,7 +206,7 @@ COMMANDS = {
     "info": ["info", "front"],
     "info --json": ["info", "front", "--json"],
     "pick": ["pick", "front", "-p", "a=3,b=1", "--head", "a", "-o", "out/model"],
-    "pick --knee": ["pick", "front", "--knee", "--head", "b", "-o", "out/model"],
+    "pick --knee": ["pick", "front", "--knee", "--head", "b", "-o", "out/model", "-q"],
     "pick --lora": ["pick", "front", "-p", "a=3,b=1", "--head", "b", "--lora", "-o", "out/adapter"],
     "report": ["report", "front", "-o", "out/report.html", "--figures", "out/figures"],
     "verify": ["verify", "front", "--json"],

@@ -183,7 +183,7 @@ def test_resnets_get_heads_and_statistics(cli):
     }
     assert "classifier.1.weight" in json.loads(Path("tuned/paretomerge.json").read_text())["tuned"]
     words = ["pick", "map-resnet18", "-p", "equal", "-o", "x"]
-    assert cli.refuses(*words, *tune).startswith("pick: a model is tuned for one task: name it with --head")
+    assert cli.refuses(*words, *tune).startswith("tasks have heads of their own (")
     assert cli.refuses(*words, "--head", "cifar10", *tune).startswith("task cifar10 has no inputs to tune on")
     assert cli.refuses(*words, "resnet18.yaml", "--head", "cifar10").startswith("pick: data are for tuning: say how")
     assert "head_step" in cli.refuses(*words, "--head", "cifar10", "--option", "head_step=1")

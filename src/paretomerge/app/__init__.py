@@ -11,6 +11,7 @@ from paretomerge.app.live import Answer as Answer
 from paretomerge.app.live import Live as Live
 from paretomerge.app.live import kind_of as kind_of
 from paretomerge.app.panels import about as about
+from paretomerge.app.serve import application as application
 from paretomerge.app.serve import free_socket as free_socket
 from paretomerge.app.serve import serve as serve
 from paretomerge.app.simplex import CORNERS as CORNERS
