@@ -46,7 +46,7 @@ def test_a_value_stays_a_value(tmp_path, line, given):
     assert words(f"{PRINT} {line}", tmp_path) == given
 
 
-@pytest.mark.parametrize("line", ["x {model} # {tasks}", "x {model} <<E\n{tasks}\nE", "x {model} <<'the end'\n{tasks}"])
+@pytest.mark.parametrize("line", ["x {model} <<E\n{tasks}\nE", "x {model} <<'the end'\n{tasks}"])
 def test_where_no_reference_is_read(line):
     with pytest.raises(UserError, match=r"\{tasks\} in a .*: pass it as an argument, or read .* PARETOMERGE_TASKS there"):
         ByCommand(line, [Objective("a", "score")])

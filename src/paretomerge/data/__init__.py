@@ -14,5 +14,6 @@ from paretomerge.data.sources import read_splits as read_splits
 from paretomerge.data.spec import DataSpec as DataSpec
 from paretomerge.data.spec import read_prompts as read_prompts
 from paretomerge.data.splits import choose as choose
+from paretomerge.data.strict_yaml import parse_yaml as parse_yaml
 from paretomerge.data.tasks import Task as Task
 from paretomerge.data.tasks import load_task as load_task

@@ -1,4 +1,4 @@
-"""Files and the system: locks, leftovers of killed writers, signals, strict JSON and YAML, text that is safe to show."""
+"""Files and the system: locks, leftovers of killed writers, signals, strict JSON, text that is safe to show."""
 
 from paretomerge.io.leftovers import folder_for as folder_for
 from paretomerge.io.leftovers import is_leftover as is_leftover
@@ -21,4 +21,3 @@ from paretomerge.io.strict_json import compact_json as compact_json
 from paretomerge.io.strict_json import parsed_json as parsed_json
 from paretomerge.io.strict_json import printed_json as printed_json
 from paretomerge.io.strict_json import untagged as untagged
-from paretomerge.io.strict_yaml import parse_yaml as parse_yaml

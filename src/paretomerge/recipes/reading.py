@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from paretomerge.data.spec import DataSpec
+from paretomerge.data.strict_yaml import parse_yaml
 from paretomerge.errors import UserError
-from paretomerge.io.strict_yaml import parse_yaml
 from paretomerge.options import shown, unknown
 from paretomerge.preferences import check_task
 from paretomerge.recipes.flag_values import _values, parse_pairs
