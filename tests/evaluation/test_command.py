@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paretomerge.evaluation import Failed, command
+from paretomerge.io import leftovers
 
 
 def alive(pid: int) -> bool:
@@ -125,12 +126,12 @@ def test_much_output_is_read_from_its_end():
 
 def test_the_folder_is_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert command.folder_for(Path("front.run")).parent == tmp_path / "front.run"
+    assert leftovers.folder_for(Path("front.run")).parent == tmp_path / "front.run"
 
 
 def test_folders_of_killed_runs(tmp_path):
-    made = command.folder_for(tmp_path / "run")
+    made = leftovers.folder_for(tmp_path / "run")
     (made / "model.safetensors").write_text("")
     (tmp_path / "run" / "evaluations.jsonl").write_text("")
-    assert command.left_behind(tmp_path / "run") == [made]
+    assert leftovers.left_behind(tmp_path / "run") == [made]
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["evaluations.jsonl"]

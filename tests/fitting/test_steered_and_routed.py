@@ -15,8 +15,7 @@ from paretomerge import api, load_front
 from paretomerge.api import FitRun
 from paretomerge.errors import Stopped, UserError
 from paretomerge.fitting import PWE_PAPER as PAPER
-from paretomerge.fitting import Learned, steered
-from paretomerge.fitting import pwe_moe as routed
+from paretomerge.fitting import Learned, routed, steered
 from paretomerge.front import Front
 from quadratics import Interrupt
 

@@ -31,11 +31,11 @@ from paretomerge.fitting.options import FitRun as FitRun
 from paretomerge.fitting.options import TrainingOptions as TrainingOptions
 from paretomerge.fitting.parameters import Learned as Learned
 from paretomerge.fitting.parameters import Target as Target
-from paretomerge.fitting.pwe_moe import PWE_PAPER as PWE_PAPER
-from paretomerge.fitting.pwe_moe import pwe_moe as pwe_moe
-from paretomerge.fitting.pwe_moe import start_ as start_
 from paretomerge.fitting.react import react as react
 from paretomerge.fitting.react import rotation as rotation
+from paretomerge.fitting.routed import PWE_PAPER as PWE_PAPER
+from paretomerge.fitting.routed import pwe_moe as pwe_moe
+from paretomerge.fitting.routed import start_ as start_
 from paretomerge.fitting.sampling import coverage as coverage
 from paretomerge.fitting.sampling import preference_of_step as preference_of_step
 from paretomerge.fitting.sampling import seed_of as seed_of

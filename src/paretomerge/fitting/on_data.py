@@ -16,8 +16,8 @@ from paretomerge.fitting.driver import Fit
 from paretomerge.fitting.initialization import low_rank_targets, start_low_rank_
 from paretomerge.fitting.options import FitRun, TrainingOptions
 from paretomerge.fitting.parameters import Learned
-from paretomerge.fitting.pwe_moe import PWE_PAPER, pwe_moe
 from paretomerge.fitting.react import react
+from paretomerge.fitting.routed import PWE_PAPER, pwe_moe
 from paretomerge.fitting.sampling import say_coverage
 from paretomerge.fitting.steered import steered
 from paretomerge.fitting.training import training
