@@ -1,27 +1,22 @@
-"""The verbs of the library: ``merge`` gives one model, ``fit`` one for every preference (a front), ``evaluate`` measures it."""
+"""``fit``: a front, made of the weights alone, fitted on data, or searched by evaluations."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
 from paretomerge.errors import UserError
 from paretomerge.experts.experts import Experts
-from paretomerge.experts.heads import heads_of
-from paretomerge.experts.in_memory import companions_of, config_of
 from paretomerge.fitting import FITS
 from paretomerge.fitting.options import FitRun as FitRun
 from paretomerge.front.folder import load_front
 from paretomerge.front.front import Front, front_of
-from paretomerge.front.provenance import sources_of, versions
-from paretomerge.front.saving import About
 from paretomerge.merges import MERGES, MERGES_ON_DATA
 from paretomerge.options import arguments, check_options, parameters_of, unknown
 from paretomerge.recipes.writing import recipe_of
@@ -33,62 +28,9 @@ from paretomerge.weights.unchanged import reading
 if TYPE_CHECKING:
     from paretomerge.data.tasks import DataSpec, Task
     from paretomerge.results.objective import Objective
-    from paretomerge.results.rows import Row
     from paretomerge.sets.searched import Searched
-
-
-@reading()
-def merge(
-    experts: Experts,
-    method: str = "task_arithmetic",
-    *,
-    data: Mapping[str, Task | DataSpec | str] | None = None,
-    say: Callable[[str], None] = lambda line: None,
-    **options: Any,
-) -> Weights:
-    """One merged model, computed tensor by tensor as it is read (fisher and regmean do their work at once).
-
-    Args:
-        experts: from ``load_experts``.
-        method: average, task_arithmetic, ties, dare_linear, dare_ties, della, slerp, tsv or iso_c; with data fisher or regmean.
-        data: task -> its inputs (a path will do), for the last two.
-        say: is told what was found in the data and done with them, a line at a time.
-        **options: of that method; see ``paretomerge.merges``.
-
-    Returns:
-        The merged model, a lazy mapping from names to tensors; ``save`` writes the folder that the command ``merge`` writes.
-
-    Raises:
-        UserError: no such method, or an option that it does not have; data that are missing, or not wanted.
-    """
-    function = _named(method, {**MERGES, **MERGES_ON_DATA}, "merge")
-    checked = check_options(function, options, method)
-    about = partial(
-        _about, experts, method, dict(options), recipe_of(function, method, {**options, **({"data": {}} if data else {})})
-    )
-    if method in MERGES:
-        if data:
-            raise UserError(f"data: the merge {method} looks at none; {' and '.join(MERGES_ON_DATA)} do")
-        return cast(Weights, function(experts, **checked)).with_about(about)
-    if not data:
-        raise UserError(f"{method} looks at inputs of each task, and there are none: name them with --data NAME=PATH")
-    tasks = load_tasks(experts, data, keep_labels=checked.get("predictions") == "labels", seed=checked.get("seed", 0))
-    _tell({name: task for name, task in tasks.items() if task is not data[name]}, say)
-    return cast(Weights, function(experts, tasks, say=say, **checked)).with_about(about)
-
-
-def _about(experts: Experts, method: str, options: dict[str, Any], recipe: dict[str, Any]) -> About:
-    """How a merge came about."""
-    provenance = {
-        "method": method,
-        "settings": options,
-        "recipe": recipe,
-        "sources": sources_of(experts, hashes=False),
-        "versions": versions(),
-    }
-    base = experts.base.infos  # what ``stored_as`` has changed
-    dtype = next((info.dtype for name, info in experts.infos.items() if info.dtype != base[name].dtype), None)
-    return About(config_of(experts.base), companions_of(experts.base), provenance, heads_of(experts), experts.tasks, dtype)
+from paretomerge.api.merges import merge, named
+from paretomerge.api.tasks import load_tasks, tell
 
 
 @reading()
@@ -149,11 +91,26 @@ def fit(
         raise UserError(f"evaluator and metrics belong to a search: choose one of the methods {', '.join(SEARCHES)}")
     if data and not closed_form:
         return _fit_on_data(experts, method, on, on_options, data, preset, run or FitRun(), hashes, options)
+    return _closed_form(experts, method, on, on_options, data, preset, run, hashes, options)
+
+
+def _closed_form(
+    experts: Experts,
+    method: str,
+    on: str | Weights | ParetoSet | None,
+    on_options: Mapping[str, Any] | None,
+    data: Mapping[str, Task | DataSpec | str] | None,
+    preset: str,
+    run: FitRun | None,
+    hashes: bool,
+    options: Mapping[str, Any],
+) -> Front:
+    """A set made of the weights alone, on a base merge that may have looked at data."""
     if preset != "recommended" or (run is not None and (not data or run.folder or run.resume)):
         raise UserError("preset and run belong to a fit on data: name the inputs (data)")
     if data and not isinstance(on, str):
         raise UserError("closed_form: the data are for a base merge that looks at them: name it (on: fisher or regmean)")
-    function = _named(method, FITS, "set")
+    function = named(method, FITS, "set")
     options = check_options(function, options, method)
     if isinstance(on, ParetoSet):
         raise UserError("on: a set made without data is built on a merge, not on another set")
@@ -162,126 +119,6 @@ def fit(
     if isinstance(on, str):
         pareto_set.settings["on"] = {"method": on, "options": dict(on_options or {})}
     return replace(front_of(pareto_set, experts, hashes=hashes), recipe=recipe_of(function, method, pareto_set.settings))
-
-
-def evaluate(
-    front: Front,
-    data: Mapping[str, Task | DataSpec | str] | None = None,
-    *,
-    evaluator: Callable[..., Mapping[str, Any]] | str | None = None,
-    metrics: Mapping[str, Objective | str] | None = None,
-    preferences: Sequence[str] | None = None,
-    sample: int = 0,
-    experts: bool = False,
-    record: bool = True,
-    seed: int = 0,
-    batch_size: int | None = None,
-    device: str | None = None,
-    run: FitRun = FitRun(),
-    progress: Callable[[int], Callable[[Row], None] | None] = lambda total: None,
-    **options: Any,
-) -> list[Row]:
-    """Measure a front's models, and record the numbers in its folder.
-
-    Args:
-        front: the set. One in memory is measured too, and the rows are returned only.
-        data: task -> its inputs with labels (a path will do).
-        evaluator: instead of data: a function or a shell command, as in ``fit``.
-        metrics: with an evaluator: task -> its metric.
-        preferences: what to measure; None: equal, priority and one-hot of every task.
-        sample: number of preferences drawn from the whole simplex beside these.
-        experts: with data: measure the experts and the pretrained base, too, from their paths.
-        record: keep the rows in the front's folder.
-        seed: random seed, of the sample and of the choice among inputs.
-        batch_size: with data: inputs at a time (64).
-        device: with data: where the models run (auto).
-        run: workers, and who is told what was found in the data.
-        progress: called with the number of rows to come; what it returns is called with each row.
-        **options: of the evaluator; see ``paretomerge.evaluation``.
-
-    Returns:
-        Rows: method, preference, task, metric, value, split, seed.
-
-    Raises:
-        UserError: neither data nor an evaluator, or both; a preference or an option that cannot be read; a front that cannot be
-            written (before anything is measured).
-        NotRecordedError: recording failed after the measurement; it has the ``rows``, and names the file that keeps them.
-    """
-    from paretomerge.evaluation.evaluate import evaluate_by, sampled, standard_preferences
-    from paretomerge.evaluation.experts import evaluate_sources
-    from paretomerge.evaluation.recording import check_recordable, record_or_keep
-    from paretomerge.evaluation.resolve import EVALUATORS, evaluator_of, kind_of
-
-    tasks: dict[str, Task] = {}
-    names = front.tasks
-    placed: dict[str, Any] = {"batch_size": batch_size or 64, "device": device or "auto"}
-    if evaluator is None:
-        tasks = load_tasks(front, data or {}, keep_labels=bool(options.get("head_steps")), seed=seed)
-        if not tasks:
-            raise UserError("no inputs to measure on: name them with --data NAME=PATH or a recipe, or an --evaluator")
-        names, options = tuple(tasks), {**placed, **options}
-        _tell(tasks, run.say)
-    elif data:
-        raise UserError("either --data or --evaluator, one of the two")
-    elif batch_size or device:
-        raise UserError("--batch-size and --device go with --data: an evaluator has options of its own (--option)")
-    elif experts:
-        raise UserError("--experts goes with --data")
-    options = check_options(EVALUATORS[kind_of(evaluator)], options, "evaluate")
-    task_evaluator = evaluator_of(evaluator, tasks=tasks, metrics=metrics or {}, names=names, scratch=None, options=options)
-    if preferences:
-        wanted = [*preferences, *sampled(front.tasks, sample, seed)]
-    else:
-        wanted = standard_preferences(front.tasks, sample, seed)
-    total = (len(wanted) + experts * (len(front.tasks) + 1)) * len(names)
-    keep = record and front.folder is not None
-    if keep:
-        check_recordable(front, total)
-    told = progress(total)
-    rows = evaluate_by(
-        front, task_evaluator, wanted, splits={name: task.split for name, task in tasks.items()} or None, seed=seed,
-        progress=told, workers=run.workers, ray=run.ray, gpus=run.gpus,
-    )  # fmt: skip
-    if experts:
-        rows += evaluate_sources(front, list(tasks.values()), seed=seed, **placed, progress=told)
-    if keep:
-        record_or_keep(front, rows)
-    return rows
-
-
-def load_tasks(
-    of: Experts | Front, data: Mapping[str, Task | DataSpec | str], *, keep_labels: bool = False, seed: int = 0
-) -> dict[str, Task]:
-    """The tasks' inputs, prepared with the tokenizer or image processor of the base and the labels of each head.
-
-    Args:
-        of: the experts to be fitted, or the front to be measured.
-        data: task -> where its inputs are, or a task that is ready.
-        keep_labels: let the fit see labels.
-        seed: of the choice among more inputs than are wanted.
-
-    Raises:
-        UserError: data for an unknown task, or data that cannot be read.
-    """
-    from paretomerge.data.tasks import Task, load_task
-
-    if strangers := [name for name in data if name not in of.tasks]:
-        raise UserError(unknown("task in data", strangers[0], of.tasks))
-    if isinstance(of, Front):
-        heads, own, companions = of.heads, of.config, of.companions
-    else:
-        heads, own, companions = heads_of(of), config_of(of.base), companions_of(of.base)
-    tasks = {}
-    for name, spec in data.items():
-        config = heads[name].config if name in heads else own
-        if isinstance(spec, Task):
-            tasks[name] = spec
-            continue
-        tasks[name] = load_task(name, spec, companions=companions, config=config, keep_labels=keep_labels, seed=seed)
-        if isinstance(of, Front) and of.pareto_set.settings.get("data", {}).get(name, {}).get("split") == "transductive":
-            # the fit saw the inputs that are measured on: whoever measures must say so, too
-            tasks[name] = replace(tasks[name], split="transductive")
-    return tasks
 
 
 def _fit_on_data(
@@ -302,8 +139,8 @@ def _fit_on_data(
 
     if method in FITS and method not in FITS_ON_DATA:
         raise UserError(f"{method} is made in closed form: if the data are for its base merge (on), say so with closed_form")
-    function = _named(method, FITS_ON_DATA, "set fitted on data")
-    presets = _named(preset, PRESETS, "preset")
+    function = named(method, FITS_ON_DATA, "set fitted on data")
+    presets = named(preset, PRESETS, "preset")
     if method not in presets:
         raise UserError(f"preset {preset}: {method} has no settings of a {preset}: leave the preset out")
     settings = {**presets[method], **options}
@@ -322,7 +159,7 @@ def _fit_on_data(
     alone = run_folder(run.folder if world()[0] == 0 else None)
     with alone, events(run.folder, experts.tasks, run.report) if run.tensorboard else nullcontext(run.report) as report:
         tasks = load_tasks(experts, data, keep_labels=labels, seed=settings.get("seed", 0))
-        _tell(tasks, run.say)
+        tell(tasks, run.say)
         of_run: dict[str, Any] = {"run": replace(run, report=report)} if "run" in known else {"say": run.say}
         if on is not None:
             of_run["on"] = _on(experts, on, on_options, tasks, run.say, correcting=method == "react")
@@ -355,7 +192,7 @@ def _search(
     tasks: dict[str, Task] = {}
     if data is not None:
         tasks = load_tasks(experts, data, keep_labels=True, seed=own.get("seed", 0))
-        _tell(tasks, run.say)
+        tell(tasks, run.say)
         tasks = for_search(tasks, experts.tasks, run.say)
     task_evaluator = evaluator_of(
         evaluator,
@@ -421,13 +258,6 @@ def _on(
     return _base_merge(experts, on, options, tasks if on in MERGES_ON_DATA else None, say)
 
 
-def _tell(tasks: Mapping[str, Task], say: Callable[[str], None]) -> None:
-    """What was found in the data."""
-    for task in tasks.values():
-        for line in task.said:
-            say(f"{task.name}: {line}")
-
-
 def _described(spec: Task | DataSpec | str, task: Task) -> dict[str, Any]:
     """What a front remembers of the inputs it was fitted on."""
     facts = (
@@ -438,9 +268,3 @@ def _described(spec: Task | DataSpec | str, task: Task) -> dict[str, Any]:
         else {}
     )
     return {**facts, "split": task.split}
-
-
-def _named(name: str, known: dict[str, Any], what: str) -> Any:
-    if name not in known:
-        raise UserError(unknown(what, name, known))
-    return known[name]
