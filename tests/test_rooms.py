@@ -8,7 +8,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "paretomerge"
 FLOORS = (
-    {"errors"}, {"io"}, {"decompositions", "preferences", "options"}, {"weights"}, {"experts"}, {"models"}, {"data"},
+    {"errors"}, {"io"}, {"decompositions", "preferences", "options"}, {"specs"}, {"weights"}, {"experts"}, {"models"}, {"data"},
     {"merges", "sets", "results"}, {"fitting", "front"}, {"evaluation"}, {"search"}, {"recipes", "report", "methods"},
     {"api"}, {"demo", "app"}, {"cli"}, {"__init__", "__main__"},
 )  # fmt: skip

@@ -168,7 +168,7 @@ def test_without_configurations_other_names_are_an_error(gamma):
     base, expert = load_file(gamma / "base" / SINGLE), load_file(gamma / "a" / SINGLE)
     (error,) = check(base, {"a": expert})
     assert "LayerNorm" in error and "no head" in error
-    assert not check(base, {"a": expert}, heads=["*LayerNorm*"])
+    assert not check(base, {"a": expert}, task_tensors=["*LayerNorm*"])
 
 
 @pytest.mark.skipif(not NEWER, reason="transformers 4 keeps the experts of a mixture apart")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paretomerge.data.spec import DataSpec
     from paretomerge.front.front import Front
+    from paretomerge.specs.data_spec import DataSpec
 
 
 def wanted(front: Front, found: Mapping[str, DataSpec | str], flags: Sequence[str] | None) -> dict[str, DataSpec | str]:

@@ -16,10 +16,10 @@ from paretomerge.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from paretomerge.data.spec import DataSpec
     from paretomerge.data.tasks import Task
     from paretomerge.front.front import Front
     from paretomerge.sets.pareto_set import Preference
+    from paretomerge.specs.data_spec import DataSpec
 
 
 def pick(

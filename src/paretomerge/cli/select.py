@@ -38,13 +38,13 @@ def select(
     """
     import torch
 
-    from paretomerge.data.spec import DataSpec
     from paretomerge.data.tasks import load_task
     from paretomerge.evaluation.evaluate import select_unseen
     from paretomerge.evaluation.measure import measure
     from paretomerge.front.folder import load_front
     from paretomerge.models.build import device_of
     from paretomerge.recipes.reading import combined
+    from paretomerge.specs.data_spec import DataSpec
 
     opened = load_front(front)
     known = combined(recipe).data.get(unseen, unseen)

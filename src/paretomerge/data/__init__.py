@@ -11,9 +11,9 @@ from paretomerge.data.prompts import Prompts as Prompts
 from paretomerge.data.prompts import zero_shot_head as zero_shot_head
 from paretomerge.data.sources import Split as Split
 from paretomerge.data.sources import read_splits as read_splits
-from paretomerge.data.spec import DataSpec as DataSpec
-from paretomerge.data.spec import read_prompts as read_prompts
 from paretomerge.data.splits import choose as choose
-from paretomerge.data.strict_yaml import parse_yaml as parse_yaml
 from paretomerge.data.tasks import Task as Task
 from paretomerge.data.tasks import load_task as load_task
+from paretomerge.specs.data_spec import DataSpec as DataSpec
+from paretomerge.specs.data_spec import read_prompts as read_prompts
+from paretomerge.specs.strict_yaml import parse_yaml as parse_yaml

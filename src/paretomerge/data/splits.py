@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from paretomerge.data.sources import WHOLE, Split, read_splits, split_name
-from paretomerge.data.spec import DataSpec
 from paretomerge.errors import UserError
+from paretomerge.specs.data_spec import DataSpec
 
 
 class Part(NamedTuple):

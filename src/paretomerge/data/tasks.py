@@ -19,7 +19,6 @@ from paretomerge.data.inputs import ImageInputs, Inputs, TensorInputs, TextInput
 from paretomerge.data.labels import class_numbers
 from paretomerge.data.prompts import TEMPLATES, Prompts, zero_shot_head
 from paretomerge.data.sources import Chosen, Split, read_splits
-from paretomerge.data.spec import DataSpec, read_prompts
 from paretomerge.data.splits import Part, choose
 from paretomerge.errors import UserError
 from paretomerge.experts.config import architecture as first_architecture
@@ -27,6 +26,7 @@ from paretomerge.experts.config import count
 from paretomerge.experts.config import part as part_of
 from paretomerge.experts.pretrained import Kind as Beside
 from paretomerge.experts.pretrained import load_beside
+from paretomerge.specs.data_spec import DataSpec, read_prompts
 
 __all__ = ["DataSpec", "Inputs", "Kind", "Prompts", "Task", "load_task", "zero_shot_head"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from paretomerge.data.strict_yaml import parse_yaml
 from paretomerge.errors import UserError
+from paretomerge.specs.strict_yaml import parse_yaml
 
 
 def parse_numbers(texts: Sequence[str], flag: str) -> dict[str, float]:

@@ -9,14 +9,14 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from paretomerge.data.spec import DataSpec
-from paretomerge.data.strict_yaml import parse_yaml
 from paretomerge.errors import UserError
 from paretomerge.options import shown, unknown
 from paretomerge.preferences import check_task
 from paretomerge.recipes.flag_values import _values, parse_pairs
 from paretomerge.recipes.mergekit import convert
 from paretomerge.recipes.recipe import BaseMerge, Recipe, parse_size
+from paretomerge.specs.data_spec import DataSpec
+from paretomerge.specs.strict_yaml import parse_yaml
 
 _LARGEST_FILE = 10**6
 

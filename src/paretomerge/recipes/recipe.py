@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
-from paretomerge.data.spec import DataSpec
 from paretomerge.errors import UserError
 from paretomerge.options import shown
+from paretomerge.specs.data_spec import DataSpec
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from paretomerge.data.strict_yaml import parse_yaml
 from paretomerge.errors import UserError
+from paretomerge.specs.strict_yaml import parse_yaml
 
 
 class DataSpec(BaseModel):
