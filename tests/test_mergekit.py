@@ -328,3 +328,17 @@ def test_a_shared_parameter_of_one_model_is_ignored_as_in_mergekit():
 )
 def test_what_is_refused(config, message):
     assert refusal(config).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("genome: {models: [a], merge_method: linear}\ntasks: [{name: x}]", "mergekit-evolve"),
+        ("base_model: a\ngate_mode: random\nexperts: [{source_model: b}]", "mergekit-moe"),
+        ("merge_method: linear\nmodels: []\n---\nmerge_method: ties", "several documents"),
+    ],
+)
+def test_files_of_mergekits_other_programs_are_named(tmp_path, text, word):
+    (tmp_path / "c.yml").write_text(text)
+    with pytest.raises(UserError, match=word):
+        read_recipe(tmp_path / "c.yml")

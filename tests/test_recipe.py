@@ -118,7 +118,7 @@ def test_paths_are_beside_the_file_or_in_the_working_directory(tmp_path, monkeyp
         ("base: !!python/name:os.system", "could not determine a constructor for the tag"),
         ("base: !!int x", "invalid literal for int"),
         ("a: " + "[" * 5000, ": nested too deeply"),
-        ("base: a\n---\nbase: b", ": line 2: but found another document"),
+        ("base: a\n---\nbase: b", ": line 2: several documents in one file are not supported: write a file for each"),
         ("base: \x07", "special characters are not allowed"),
         ("- a", ": is not a recipe: keys and values are expected, such as method: ties"),
         ("", ": is not a recipe: keys and values are expected, such as method: ties"),

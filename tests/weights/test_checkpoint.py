@@ -123,10 +123,9 @@ def test_index_names_a_tensor_that_is_nowhere(sharded):
 def test_a_tensor_in_two_shards(sharded):
     first, second = sorted(sharded.glob("model-*"))[:2]
     name = next(iter(load_file(first)))
+    held = load_file(first)[name].clone()
     save_file({**load_file(second), name: torch.zeros(2)}, second)
-    with pytest.raises(UserError) as error:
-        open_checkpoint(sharded)
-    one_line(error, second, name, first.name)
+    assert torch.equal(open_checkpoint(sharded)[name], held)  # the index names the first
 
 
 def test_a_name_twice_in_one_header(tmp_path):
@@ -267,3 +266,18 @@ def test_a_pickle_is_never_loaded(tmp_path):
     with pytest.raises(UserError):
         open_checkpoint(tmp_path)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_of_a_tensor_in_two_files_the_index_decides(tmp_path):
+    first, second = {"a": torch.zeros(2), "b": torch.ones(2)}, {"a": torch.full((2,), 7.0)}
+    save_file(first, tmp_path / "model-1.safetensors")
+    save_file(second, tmp_path / "model-2.safetensors")
+    with pytest.raises(
+        UserError, match=r"index\.json: is missing, and says how the 2 \.safetensors files go together: download it"
+    ):
+        open_checkpoint(tmp_path)
+    for files, value in (({"a": "model-2", "b": "model-1"}, 7.0), ({"a": "model-1", "b": "model-1"}, 0.0)):
+        places = {name: f"{file}.safetensors" for name, file in files.items()}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        checkpoint = open_checkpoint(tmp_path)
+        assert sorted(checkpoint) == ["a", "b"] and float(checkpoint["a"][0]) == value

@@ -90,7 +90,10 @@ def write_sum_of_adapters(
         UserError: no sum of adapters (another merge, or experts that also hold whole tensors).
     """
     if not isinstance(merged, Adapted) or not isinstance(merged.origin, Checkpoint):
-        raise UserError("--lora: only average and task_arithmetic of LoRA experts alone are a LoRA again: leave it out")
+        raise UserError(
+            "--lora: only average and task_arithmetic of LoRA experts that hold no whole tensors (modules_to_save, lm_head, "
+            "biases) are a LoRA again: leave it out"
+        )
     base = str(merged.origin.path.resolve())
     write_lora(
         sorted(merged.changed), merged.pair, folder, config=config, base_model=base, provenance=provenance, overwrite=overwrite

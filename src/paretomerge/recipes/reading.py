@@ -27,6 +27,12 @@ _BASELESS = ("average", "slerp")
 
 _OF_TASKS = ("experts", "data", "metrics")
 """A recipe's maps from task to something."""
+_OTHER_FILES = {
+    frozenset({"genome"}): "is a mergekit-evolve file: search with fit --method map or direct-search instead",
+    frozenset({"base_model", "gate_mode"}): "is a mergekit-moe file: mixtures of experts are not made here",
+    frozenset({"base_model", "experts"}): "is a mergekit-moe file: mixtures of experts are not made here",
+}
+"""Keys of other programs' files -> why those are no recipes."""
 
 
 def read_recipe(path: str | Path, *, _below: tuple[Path, ...] = ()) -> Recipe:
@@ -38,6 +44,9 @@ def read_recipe(path: str | Path, *, _below: tuple[Path, ...] = ()) -> Recipe:
     """
     path = Path(path)
     raw = _parsed(path)
+    for keys, refusal in _OTHER_FILES.items():
+        if keys <= raw.keys():
+            raise UserError(f"{path}: {refusal}")
     recipe = convert(raw, path) if "merge_method" in raw else _validated(raw, path)
 
     def located(name: str) -> str:

@@ -65,6 +65,8 @@ def parse_yaml(text: str, what: str) -> Any:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark and not what.startswith("--") else ""
+        if error.problem == "but found another document":
+            raise UserError(f"{what}: {line}several documents in one file are not supported: write a file for each") from None
         glob = error.context in ("while scanning an alias", "while scanning an anchor")
         raise UserError(f"{what}: {line}{_ANCHOR if glob else error.problem or error.context}") from None
     except RecursionError:

@@ -54,8 +54,15 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 class Checkpoint(Weights):
     """Weights in files: ``path``, the parsed ``config`` ({} where there is none) and ``files`` (name -> file)."""
 
-    def __init__(self, path: Path, files: list[Path], config: Mapping[str, Any], beside: States = frozenset()) -> None:
-        """``beside``: the states of what was read already, ``config.json`` for instance."""
+    def __init__(
+        self,
+        path: Path,
+        files: list[Path],
+        config: Mapping[str, Any],
+        beside: States = frozenset(),
+        index: Mapping[str, str] | None = None,
+    ) -> None:
+        """``beside``: the states of what was read already, ``config.json`` for instance; ``index``: name -> its file's name."""
         self.path = path
         self.states: States = beside | states_of(files)
         self.config = dict(config)
@@ -69,6 +76,8 @@ class Checkpoint(Weights):
             # in the order of the file: what reads and writes models tensor by tensor then goes through it once, and nothing
             # that the system has read ahead is lost (by name, half as much again was read)
             for name in sorted(handle.keys(), key=lambda name: (starts.get(name, 0), name)):
+                if index and index.get(name, file.name) != file.name:
+                    continue  # another file holds it, too: the index decides
                 if name in infos:
                     raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
                 slice_ = handle.get_slice(name)
@@ -143,7 +152,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     beside = states_of((path / "config.json", path / INDEX))
     config = read_json(path / "config.json") if (path / "config.json").exists() else {}
     refuse_quantised(path, config)  # first: such files may hold dtypes that are not read
-    return _in_full_precision(Checkpoint(path, _shards(path), config, beside))
+    files, index = _shards(path)
+    return _in_full_precision(Checkpoint(path, files, config, beside, index))
 
 
 def _in_full_precision(checkpoint: Checkpoint) -> Checkpoint:
@@ -203,8 +213,8 @@ def _once(pairs: list[tuple[str, Any]]) -> Any:
     return untagged(found)
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder."""
+def _shards(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """The safetensors files of a model folder, and what its index says: tensor -> file name."""
     if (folder / INDEX).exists():
         index = read_json(folder / INDEX)
         weight_map = index.get("weight_map")
@@ -220,15 +230,17 @@ def _shards(folder: Path) -> list[Path]:
         held = {name for file in files for name in _open(file).keys()}  # noqa: SIM118
         if missing := sorted(set(weight_map) - held):
             raise UserError(f"{folder / INDEX}: {missing[0]} is in none of the files it names: download the model again")
-        return files
+        return files, weight_map
     if (folder / SINGLE).exists():
-        return [folder / SINGLE]
+        return [folder / SINGLE], {}
     files = sorted(folder.glob("*.safetensors"))
     files = [file for file in files if not file.name.startswith("consolidated")] or files  # the same weights a second time
     if len(files) == 1:
-        return files
+        return files, {}
     if files:
-        raise UserError(f"{folder}: several .safetensors files and no {INDEX}: name the one that is meant")
+        raise UserError(
+            f"{folder / INDEX}: is missing, and says how the {len(files)} .safetensors files go together: download it"
+        )
     for pattern in _PICKLES:
         if pickles := sorted(folder.glob(pattern)):
             raise _pickled(pickles, folder / SINGLE)
