@@ -281,3 +281,5 @@ def test_of_a_tensor_in_two_files_the_index_decides(tmp_path):
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
         checkpoint = open_checkpoint(tmp_path)
         assert sorted(checkpoint) == ["a", "b"] and float(checkpoint["a"][0]) == value
+        warnings = [str(f) for f in load_experts(tmp_path, {"x": checkpoint}).findings if f.level == "warning"]
+        assert any("a: is left out: the index names" in line for line in warnings) == (files["a"] == "model-2")

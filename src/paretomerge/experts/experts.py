@@ -17,7 +17,7 @@ from paretomerge.experts.alignment import Options, align
 from paretomerge.experts.findings import Finding
 from paretomerge.experts.in_memory import config_from, config_of
 from paretomerge.experts.in_memory import opened as opened_in_memory
-from paretomerge.experts.origins import bases_of_adapters, modules_not_merged
+from paretomerge.experts.origins import bases_of_adapters, modules_not_merged, stored_twice
 from paretomerge.options import unknown
 from paretomerge.weights.checkpoint import local, open_checkpoint
 from paretomerge.weights.lazy import TensorInfo, Weights, matrix_shape
@@ -308,6 +308,7 @@ def inspect_experts(
         opened_base = _open_base(base, None if config is None else config_from(config))
     alignment = align(opened_base, sources, options)
     more = [*bases_of_adapters(base, opened_base, sources, options), *modules_not_merged(opened_base)]
+    more += stored_twice([opened_base, *sources.values()])
     return Experts(
         base=opened_base,
         experts=tuple(Expert(task, sources[task], a.names, a.heads, a.prefix, a.own) for task, a in alignment.experts.items()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,15 @@ def bases_of_adapters(
         elif not _alike(other, base):
             message = f"was trained on {trained_on}, whose weights differ from those of the base {base.path}: wrong base?"
             yield Finding("note", file, "", message)
+
+
+def stored_twice(models: Iterable[object]) -> Iterator[Finding]:
+    """A warning for each model in which two files hold one tensor: the index says which of them counts."""
+    for model in models:
+        if isinstance(model, Checkpoint) and model.passed_over:
+            name, file = next(iter(model.passed_over.items()))
+            more = f" (and {len(model.passed_over) - 1} more)" if len(model.passed_over) > 1 else ""
+            yield Finding("warning", str(file), name, f"is left out{more}: the index names {model.files[name].name} for it")
 
 
 def modules_not_merged(base: Weights) -> Iterator[Finding]:

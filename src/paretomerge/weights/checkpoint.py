@@ -67,6 +67,8 @@ class Checkpoint(Weights):
         self.states: States = beside | states_of(files)
         self.config = dict(config)
         self.files: dict[str, Path] = {}
+        self.passed_over: dict[str, Path] = {}
+        """Tensors that a second file holds, too: name -> that file, which the index does not name."""
         self._starts: dict[Path, dict[str, int]] = {}  # where in its file each tensor begins
         handles = {}
         infos: dict[str, TensorInfo] = {}
@@ -77,7 +79,8 @@ class Checkpoint(Weights):
             # that the system has read ahead is lost (by name, half as much again was read)
             for name in sorted(handle.keys(), key=lambda name: (starts.get(name, 0), name)):
                 if index and index.get(name, file.name) != file.name:
-                    continue  # another file holds it, too: the index decides
+                    self.passed_over[name] = file
+                    continue
                 if name in infos:
                     raise UserError(f"{file}: {name} is also in {self.files[name].name}: remove one of the two files")
                 slice_ = handle.get_slice(name)
