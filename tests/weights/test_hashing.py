@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from paretomerge import api
+from paretomerge import api, load_front
 from paretomerge.errors import UserError
 from paretomerge.experts import load_experts
 from paretomerge.weights import Running, hashed_as_written, hashed_meanwhile, hashes_of, hashing, write_shards
@@ -134,7 +134,7 @@ def test_a_front_records_the_hashes_of_its_sources_and_files(tmp_path, threads, 
     folders = {name: model(tmp_path / name, seed) for seed, name in enumerate(("base", "a", "b"))}
     front = api.fit(load_experts(folders["base"], {task: folders[task] for task in "ab"}), rank=2)
     front.save(tmp_path / "front", shard_bytes=shard_bytes)
-    saved = api.load_front(tmp_path / "front")
+    saved = load_front(tmp_path / "front")
     for name, source in {"base": saved.sources["base"], **saved.sources["experts"]}.items():
         assert source["files"] == {file.name: sha256(file) for file in folders[name].glob("*.safetensors")}, name
     assert saved.files == {file.name: sha256(file) for file in (tmp_path / "front").glob("*.safetensors")}
